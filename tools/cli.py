@@ -1,0 +1,41 @@
+"""The `porthold` command: a group whose commands are the files beside this one.
+
+Rule 1: one file per command, `tools/<command>.py` (a dash becomes an underscore), which exports `command`.
+Rule 2: a command's file is imported when it is called: `porthold who` needs no netfilter library.
+Rule 3: exit codes are for scripts: 0 yes, 1 no, 2 wrong use.
+"""
+
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import version
+
+import click
+
+# Name and one line of help, in the order in which `porthold --help` shows them.
+COMMANDS: Mapping[str, str] = {}
+
+
+class CommandFiles(click.Group):
+    """A click group that finds the commands named in COMMANDS in their files."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"tools.{cmd_name.replace('-', '_')}").command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"tools/{cmd_name}.py: `command` is no click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+        if COMMANDS:
+            with formatter.section("Commands"):
+                formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=CommandFiles, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("porthold"), prog_name="porthold")
+def main() -> None:
+    """CU-SeeMe through a masquerading gateway, and a log that says who held the port at any time."""
