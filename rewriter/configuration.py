@@ -1,0 +1,149 @@
+"""The [gateway] section of the configuration file, and what the ruleset takes from it.
+
+Rule 1: what could be wrong is found before the first packet is touched: a ConfigurationError, a line each.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, Field
+
+from rewriter.ruleset import MARK_BITS, MOST_SERVICES, Ports, Refusal, Ruleset, Service
+from tracker.configuration import PROTOCOLS, AbsolutePath, Ipc, Seconds, Section, TrackerFile
+from tracker.events import PortRange
+
+QUEUES_BY_EPOCH: Final = 16
+"""So many epochs have queue numbers of their own before they come round again; two workers can overlap."""
+REWRITTEN_PORTS_LIMIT: Final = 1024
+
+
+def _interface(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,14}", name):
+        raise ValueError(f"{name!r} is no name of a network interface")
+    return name
+
+
+def _mark_mask(mask: int) -> int:
+    lowest = mask & -mask
+    if mask <= 0 or mask >> 32 or mask != lowest * ((1 << MARK_BITS) - 1):
+        raise ValueError(f"must be {MARK_BITS} neighbouring bits of 32, like 0x3f000000")
+    return mask
+
+
+def _host_address(text: str) -> str:
+    address = IPv4Address(text)
+    if address.is_multicast or address.is_unspecified or address.is_loopback:
+        raise ValueError(f"{text} is no address that a gateway can have")
+    return text
+
+
+Interface = Annotated[str, AfterValidator(_interface)]
+Interfaces = Annotated[tuple[Interface, ...], Field(min_length=1, max_length=32)]
+
+
+class GatewaySection(Section):
+    """[gateway]: whose packets, through which interfaces, by which tracker's word.
+
+    `public_address` unset means the first address of the WAN interface, followed when it changes.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    lan: Interfaces
+    wan: Interface
+    public_address: Annotated[str, AfterValidator(_host_address)] | None = None
+    worker: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] | None = None
+    tracker: Ipc | None = None
+    state_directory: AbsolutePath = Path("/var/lib/porthold")
+    claim_timeout_s: Annotated[float, Field(strict=True, ge=0.05, le=10)] = 1.0
+    refusal: Refusal = "icmp"
+    refused_s: Seconds = 2.0
+    on_tracker_loss: Literal["keep"] = "keep"
+    datapath: Literal["kernel"] = "kernel"
+    mark_mask: Annotated[int, Field(strict=True), AfterValidator(_mark_mask)] = 0x3F000000
+    queue_base: Annotated[int, Field(strict=True, ge=1, le=65535 - 2 * QUEUES_BY_EPOCH)] = 17648
+
+
+class GatewayFile(TrackerFile):
+    """The whole file, as every command reads it; only the rewriter needs [gateway]."""
+
+    gateway: GatewaySection | None = None
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if len(self.services) > MOST_SERVICES:
+            yield (
+                "services",
+                f"{len(self.services)} are too many, the connection mark has room for {MOST_SERVICES}",
+            )
+        for name, section in self.services.items():
+            ports = sum(
+                span.last - span.first + 1
+                for span in section.definition(name).forward
+                if span.protocol == PROTOCOLS["udp"]
+            )
+            if section.profile == "cuseeme" and ports > REWRITTEN_PORTS_LIMIT:
+                yield (
+                    f"services.{name}.forward",
+                    f"{ports} rewritten ports are more than {REWRITTEN_PORTS_LIMIT}",
+                )
+        if self.gateway is not None and self.gateway.wan in self.gateway.lan:
+            yield "gateway.wan", f"{self.gateway.wan!r} is also in gateway.lan"
+
+    def worker_problems(self) -> Iterator[tuple[str, str]]:
+        """(key, reason) of what only a rewriter stumbles over."""
+        if self.gateway is None:
+            yield "gateway", "is missing; a rewriter needs at least name, lan and wan"
+            return
+        if not self.services:
+            yield "services", 'none is defined; [services.cuseeme] with profile = "cuseeme" is the usual one'
+        directory = self.gateway.state_directory
+        if not directory.is_dir():
+            yield (
+                "gateway.state_directory",
+                f"there is no directory '{directory}'; make it: install -d -m 0700 {directory}",
+            )
+        elif not os.access(directory, os.W_OK | os.X_OK):
+            yield "gateway.state_directory", f"'{directory}' is not writable for this user"
+
+
+def to_ports(ports: PortRange) -> Ports:
+    return Ports("udp" if ports.protocol == PROTOCOLS["udp"] else "tcp", ports.first, ports.last)
+
+
+def kernel_services(file: GatewayFile) -> tuple[Service, ...]:
+    """The services as the ruleset has them, numbered in the order of the file."""
+    return tuple(
+        Service(
+            name=name,
+            number=number,
+            control=tuple(to_ports(ports) for ports in section.definition(name).control),
+            forward=tuple(to_ports(ports) for ports in section.definition(name).forward),
+            idle_s=section.idle_s,
+            rewrites=section.profile == "cuseeme",
+        )
+        for number, (name, section) in enumerate(file.services.items(), start=1)
+    )
+
+
+def ruleset_for(file: GatewayFile, epoch: int, *, native_queue: bool, most_speakers: int) -> Ruleset:
+    """The rules of one epoch; KeyError-free only for a file with a [gateway]."""
+    gateway = file.gateway
+    if gateway is None:
+        raise ValueError("no [gateway] in the configuration")
+    first_queue = gateway.queue_base + 2 * (epoch % QUEUES_BY_EPOCH)
+    return Ruleset(
+        lan=gateway.lan,
+        wan=(gateway.wan,),
+        services=kernel_services(file),
+        mark_mask=gateway.mark_mask,
+        claim_queue=first_queue,
+        talk_queue=first_queue + 1,
+        native_queue=native_queue,
+        refusal=gateway.refusal,
+        refused_s=gateway.refused_s,
+        most_speakers=most_speakers,
+    )

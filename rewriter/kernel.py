@@ -1,0 +1,536 @@
+"""The kernel's side of a gateway: nftables, conntrack, NFQUEUE, interface addresses.
+
+Rule 1: everything that touches the kernel is here; what it is told is text from `ruleset.py`.
+Rule 2: our table is only ever changed by batches that the epoch element guards; foreign tables never, but for
+  one tagged NFQUEUE rule per queue in mangle FORWARD where the kernel lacks nft's own `queue`.
+Rule 3: a batch the kernel refuses raises `KernelRefused` with the kernel's words; nothing of it took effect.
+
+libnftables in the process takes a tenth of the time that the nft command needs (kernel-datapath.md).
+"""
+
+import fcntl
+import json
+import re
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import netfilterqueue
+import nftables
+
+from rewriter import ruleset
+from rewriter.gateway import KernelView
+from rewriter.ruleset import Element, Ruleset, Service
+
+SIOCGIFADDR = 0x8915  # include/uapi/linux/sockios.h
+QUEUE_STATISTICS = Path("/proc/net/netfilter/nfnetlink_queue")
+QUEUE_LENGTH = 4096  # packets
+COMMAND_TIMEOUT_S = 10
+
+
+class KernelRefused(Exception):
+    """The kernel (or a tool that speaks to it) did not do what it was told; nothing changed."""
+
+
+def run(argv: Sequence[str], *, stdin: str | None = None) -> str:
+    """A tool's output; raises KernelRefused with what it said."""
+    try:
+        done = subprocess.run(
+            argv, input=stdin, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
+        )
+    except FileNotFoundError as error:
+        raise KernelRefused(f"{argv[0]} is not installed") from error
+    except subprocess.TimeoutExpired as error:
+        raise KernelRefused(f"{' '.join(argv)}: no answer in {COMMAND_TIMEOUT_S} s") from error
+    if done.returncode != 0:
+        raise KernelRefused(f"{' '.join(argv)}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+class Tables:
+    """nftables through libnftables, in the network namespace of the process that made it."""
+
+    def __init__(self) -> None:
+        self._nft = nftables.Nftables()
+        self._nft.set_json_output(True)
+        self._nft.set_numeric_proto_output(False)
+
+    def apply(self, batch: str) -> None:
+        """One atomic transaction; raises KernelRefused."""
+        code, _, error = self._nft.cmd(batch)
+        if code != 0:
+            raise KernelRefused(first_lines(error))
+
+    def elements(self, kind: str, name: str) -> list[Any]:
+        """The elements of a set or map, as nft's JSON has them; raises KernelRefused if it isn't there."""
+        code, output, error = self._nft.cmd(f"list {kind} ip {ruleset.TABLE} {name}")
+        if code != 0:
+            raise KernelRefused(first_lines(error))
+        for item in json.loads(output)["nftables"]:
+            if kind in item:
+                found: list[Any] = item[kind].get("elem", [])
+                return found
+        return []
+
+    def counters(self) -> dict[str, tuple[int, int]]:
+        """Our named counters: (packets, octets)."""
+        code, output, error = self._nft.cmd(f"list counters table ip {ruleset.TABLE}")
+        if code != 0:
+            raise KernelRefused(first_lines(error))
+        found: dict[str, tuple[int, int]] = {}
+        for item in json.loads(output)["nftables"]:
+            if "counter" in item and item["counter"]["table"] == ruleset.TABLE:
+                counter = item["counter"]
+                found[counter["name"]] = (counter["packets"], counter["bytes"])
+        return found
+
+    def epoch(self) -> int | None:
+        """The epoch of the table that stands there; None when there is none."""
+        try:
+            found = self.elements("set", "epoch")
+        except KernelRefused:
+            return None
+        return int(found[0]) if found else None
+
+    def timed(self, name: str) -> dict[IPv4Address, float]:
+        """A set of addresses with timeouts: address → seconds left."""
+        return {IPv4Address(key): left_s for key, left_s in map(timed_key, self.elements("set", name))}
+
+    def mapped(self, name: str) -> dict[IPv4Address, IPv4Address]:
+        """A map of addresses, with timeouts or without."""
+        return {
+            IPv4Address(timed_key(key)[0]): IPv4Address(value) for key, value in self.elements("map", name)
+        }
+
+
+def first_lines(text: str) -> str:
+    return "; ".join(text.strip().splitlines()[:3]) or "refused without a word"
+
+
+def timed_key(element: object) -> tuple[str, float]:
+    """(key, seconds left) of an element in nft's JSON; an element without a timeout has for ever left."""
+    if isinstance(element, dict) and "elem" in element:
+        return str(element["elem"]["val"]), float(element["elem"].get("expires", 0.0))
+    return str(element), float("inf")
+
+
+# --- connections ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A conntrack entry: (source, destination, source port, destination port) of both directions."""
+
+    protocol: str
+    original: tuple[IPv4Address, IPv4Address, int, int]
+    reply: tuple[IPv4Address, IPv4Address, int, int]
+    replied: bool
+    mark: int
+
+
+TUPLE = re.compile(r"src=(\S+) dst=(\S+) sport=(\d+) dport=(\d+)")
+
+
+def parse_connection(line: str) -> Connection | None:
+    """A line of `conntrack -L`; None for what has no ports."""
+    tuples = TUPLE.findall(line)
+    if len(tuples) != 2:
+        return None
+    mark = re.search(r"mark=(\d+)", line)
+    original, reply = (
+        (IPv4Address(source), IPv4Address(destination), int(sport), int(dport))
+        for source, destination, sport, dport in tuples
+    )
+    replied = "[UNREPLIED]" not in line
+    return Connection(line.split(maxsplit=1)[0], original, reply, replied, int(mark[1]) if mark else 0)
+
+
+def connections(*filters: str) -> list[Connection]:
+    """The entries that the conntrack tool lists for these options."""
+    lines = run(["conntrack", "-L", *filters]).splitlines()
+    return [found for found in map(parse_connection, lines) if found is not None]
+
+
+def delete_connection(connection: Connection) -> None:
+    """Forget an entry; that it is gone already is no fault."""
+    source, destination, sport, dport = connection.original
+    argv = ["conntrack", "-D", "-p", connection.protocol, "-s", str(source), "-d", str(destination)]
+    try:
+        run([*argv, "--sport", str(sport), "--dport", str(dport)])
+    except KernelRefused as refusal:
+        if "0 flow entries" not in str(refusal):
+            raise
+
+
+# --- queues -----------------------------------------------------------------------------------------------
+
+
+class QueueBusy(Exception):
+    """Another process reads this queue, or this process may not."""
+
+
+class Queue:
+    """One NFQUEUE: packets are kept until their verdict."""
+
+    def __init__(self, number: int, length: int = QUEUE_LENGTH) -> None:
+        self.number = number
+        self._arrived: list[netfilterqueue.Packet] = []
+        self._queue = netfilterqueue.NetfilterQueue()
+        try:
+            self._queue.bind(number, self._keep, max_len=length, sock_len=4 * 1024 * 1024)
+        except OSError as error:
+            raise QueueBusy(f"queue {number}: {error}") from error
+
+    def _keep(self, packet: netfilterqueue.Packet) -> None:
+        packet.retain()
+        self._arrived.append(packet)
+
+    def fileno(self) -> int:
+        return int(self._queue.get_fd())
+
+    def receive(self) -> list[netfilterqueue.Packet]:
+        """All packets that have come; never blocks."""
+        self._queue.run(block=False)
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def close(self) -> None:
+        """Stop listening: the kernel drops what still waits here."""
+        self._queue.unbind()
+
+
+def queue_drops() -> dict[int, int]:
+    """Packets lost per queue number because it was full or its socket was (nfnetlink_queue_core.c)."""
+    try:
+        lines = QUEUE_STATISTICS.read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    fields = [[int(field) for field in line.split()] for line in lines]
+    return {field[0]: field[5] + field[6] for field in fields if len(field) >= 8}
+
+
+# --- the queue rules in mangle FORWARD --------------------------------------------------------------------
+
+QUEUE_COMMENT = "porthold"
+
+
+def queue_rule(rules: Ruleset, number: int) -> list[str]:
+    """The rule's words. Mangle is between our chains and before the host's own filter rules, so a packet
+    accepted here is still judged by those.
+    """
+    bits = ruleset.CLAIM if number == rules.claim_queue else ruleset.TALK
+    mark = f"{rules.packet_mark(bits):#x}"
+    bypass = ["--queue-bypass"] if bits == ruleset.TALK else []
+    comment = ["-m", "comment", "--comment", f"{QUEUE_COMMENT}-{number}"]
+    return [
+        "-m",
+        "mark",
+        "--mark",
+        f"{mark}/{mark}",
+        *comment,
+        "-j",
+        "NFQUEUE",
+        "--queue-num",
+        str(number),
+        *bypass,
+    ]
+
+
+def iptables(*arguments: str) -> str:
+    return run(["iptables-nft", "-w", "-t", "mangle", *arguments])
+
+
+def queue_rules_present() -> set[int]:
+    """The numbers of our queues that have a rule."""
+    try:
+        listed = iptables("-S", "FORWARD")
+    except KernelRefused:
+        return set()
+    return {int(number) for number in re.findall(rf"--comment \"?{QUEUE_COMMENT}-(\d+)", listed)}
+
+
+def add_queue_rules(rules: Ruleset) -> None:
+    """Put both rules in front: an earlier ACCEPT of somebody else's would keep packets from the queue."""
+    present = queue_rules_present()
+    for number in (rules.claim_queue, rules.talk_queue):
+        if number not in present:
+            iptables("-I", "FORWARD", *queue_rule(rules, number))
+
+
+def remove_queue_rules(keep: Iterable[int] = ()) -> None:
+    """Take our rules out, but for those of the queues in `keep`."""
+    keeping = {f"{QUEUE_COMMENT}-{number}" for number in keep}
+    try:
+        listed = iptables("-S", "FORWARD").splitlines()
+    except KernelRefused:
+        return
+    for line in listed:
+        comment = re.search(rf"--comment \"?({QUEUE_COMMENT}-\d+)", line)
+        if comment and comment[1] not in keeping:
+            iptables("-D", *line.replace('"', "").split()[1:])
+
+
+def address_of(interface: str) -> IPv4Address | None:
+    """The first IPv4 address of an interface; None when it has none, or isn't there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            answer = fcntl.ioctl(asking, SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
+        except OSError:
+            return None
+    return IPv4Address(answer[20:24])
+
+
+# --- probing ----------------------------------------------------------------------------------------------
+
+
+def try_in_vain(batch: str) -> str | None:
+    """Load a ruleset into a namespace that ends at once; None if the kernel took it, else its words."""
+    try:
+        run(["unshare", "--net", "nft", "-f", "-"], stdin=batch)
+    except KernelRefused as refusal:
+        return str(refusal)
+    return None
+
+
+def has_native_queue() -> bool:
+    """Whether this kernel and nft know `queue` (CONFIG_NFT_QUEUE)."""
+    probe = "table ip probe { chain c { type filter hook forward priority 0; queue num 1; } }"
+    return try_in_vain(probe) is None
+
+
+def has_iptables_queue() -> str | None:
+    """None when iptables-nft's NFQUEUE target works here; else what it says."""
+    rule = ["-m", "mark", "--mark", "0x1/0x1", "-m", "comment", "--comment", "probe", "-j", "NFQUEUE"]
+    try:
+        run(["unshare", "--net", "iptables-nft", "-t", "mangle", "-A", "FORWARD", *rule, "--queue-num", "1"])
+    except KernelRefused as refusal:
+        return str(refusal)
+    return None
+
+
+def most_speakers() -> int:
+    """How many speaker addresses the kernel reaches: some stop at a payload offset of 255 bytes."""
+    far = f"@ih,{(ruleset.SPEAKERS_AT + 4 * (ruleset.MOST_SPEAKERS - 1)) * 8},32"
+    probe = (
+        f"table ip probe {{ chain c {{ type filter hook postrouting priority 150; {far} set @nh,96,32 }} }}"
+    )
+    return ruleset.MOST_SPEAKERS if try_in_vain(probe) is None else (255 - ruleset.SPEAKERS_AT) // 4
+
+
+# --- a gateway's kernel, put together ---------------------------------------------------------------------
+
+
+class GatewayKernel:
+    """What the worker's effects do to the kernel."""
+
+    def __init__(self, rules_for: Callable[[int], Ruleset]) -> None:
+        self._rules_for = rules_for
+        self.tables = Tables()
+        self.epoch: int | None = None
+        self.rules: Ruleset = rules_for(0)
+        self._baseline: dict[str, tuple[int, int]] = {}
+
+    def adopt(self, epoch: int, wanted: Iterable[tuple[int, Element]]) -> tuple[list[int], bool]:
+        """Replace whatever table stands by this epoch's, keeping the wanted bindings that the kernel holds.
+
+        Returns the bindings kept and whether there was a table. Calls in progress are not touched: the
+        replacement is one transaction, and connections live in conntrack.
+        """
+        before = self.tables.epoch()
+        kept: list[int] = []
+        elements: list[Element] = []
+        for binding, element in wanted:
+            left_s = self._left_s(element) if before is not None else None
+            if left_s is not None:
+                kept.append(binding)
+                elements.append(Element(element.service, element.holder, element.public, left_s))
+        rules = self._rules_for(epoch)
+        self.tables.apply(ruleset.render(rules, epoch, elements, replaces=before))
+        self.epoch, self.rules = epoch, rules
+        self.ensure_queueing()
+        remove_queue_rules(keep=() if rules.native_queue else (rules.claim_queue, rules.talk_queue))
+        self._baseline = {}
+        for service in rules.services:
+            holders = {element.holder for element in elements if element.service == service.name}
+            self._forget(service, lambda connection, holders=holders: not holders & inside(connection))
+        return kept, before is not None
+
+    def _left_s(self, element: Element) -> float | None:
+        label = self.rules.service(element.service).label
+        try:
+            left_s = self.tables.timed(f"{label}_holders").get(element.holder)
+            public = self.tables.mapped(f"{label}_outbound").get(element.holder)
+        except KernelRefused:
+            return None
+        return left_s if public == element.public else None
+
+    def ensure_queueing(self) -> None:
+        if not self.rules.native_queue:
+            add_queue_rules(self.rules)
+
+    def _epoch(self) -> int:
+        if self.epoch is None:
+            raise KernelRefused("no table of ours is loaded")
+        return self.epoch
+
+    def install(self, element: Element) -> None:
+        """Give the port; connections from before that would get in its way are forgotten first."""
+        service = self.rules.service(element.service)
+        self._forget(service, lambda _: True)
+        self._forget_claimed_tuples(service, element)
+        strays = self._standing(element, anyone=True)
+        if strays:  # a packet's refresh can bring an element back that was just deleted
+            self.tables.apply(ruleset.withdraw(self._epoch(), service, strays))
+        self.tables.apply(ruleset.install(self.rules, self._epoch(), element))
+        self._baseline = self.tables.counters()
+
+    def withdraw(self, element: Element) -> tuple[int, int]:
+        """Take the port and forget its connections; (packets, octets) that went out and in meanwhile."""
+        service = self.rules.service(element.service)
+        self.tables.apply(ruleset.withdraw(self._epoch(), service, self._standing(element)))
+        self.purge(element)
+        return self._carried(service)
+
+    def purge(self, element: Element) -> None:
+        """Forget the connections of a former holder, and elements that a late packet refreshed."""
+        service = self.rules.service(element.service)
+        strays = self._standing(element)
+        if strays:
+            self.tables.apply(ruleset.withdraw(self._epoch(), service, strays))
+        self._forget(service, lambda connection: element.holder in inside(connection))
+
+    def _standing(self, element: Element, *, anyone: bool = False) -> list[tuple[str, str]]:
+        """(set, key) of what the kernel holds of a binding; `anyone`: of its public address at all."""
+        label = self.rules.service(element.service).label
+        inbound = self.tables.mapped(f"{label}_inbound")
+        outbound = self.tables.mapped(f"{label}_outbound")
+        holders = {host for host, public in outbound.items() if public == element.public} if anyone else set()
+        holders.add(element.holder)
+        found = [
+            (f"{label}_holders", str(host))
+            for host in self.tables.timed(f"{label}_holders")
+            if host in holders
+        ]
+        found += [(f"{label}_outbound", str(host)) for host in outbound if host in holders]
+        found += [
+            (f"{label}_inbound", str(public))
+            for public, host in inbound.items()
+            if host in holders or (anyone and public == element.public)
+        ]
+        return found
+
+    def _carried(self, service: Service) -> tuple[int, int]:
+        counters = self.tables.counters()
+        packets = octets = 0
+        for name in (f"{service.label}_sent", f"{service.label}_received"):
+            now, before = counters.get(name, (0, 0)), self._baseline.get(name, (0, 0))
+            packets, octets = packets + now[0] - before[0], octets + now[1] - before[1]
+        return packets, octets
+
+    def refuse(self, service: str, host: IPv4Address) -> None:
+        self.tables.apply(ruleset.refuse(self._epoch(), self.rules.service(service), host))
+
+    def settle(self, service: str, host: IPv4Address) -> None:
+        self.tables.apply(ruleset.settle(self._epoch(), self.rules.service(service), host))
+
+    def keep_alive(self) -> None:
+        self.tables.apply(ruleset.keep_alive(self._epoch()))
+
+    def remove_stray(self, service: str, holder: IPv4Address | None, public: IPv4Address | None) -> None:
+        """Remove elements that no binding stands behind."""
+        found = self.rules.service(service)
+        label = found.label
+        remove = [] if holder is None else [(f"{label}_holders", str(holder))]
+        remove += [] if public is None else [(f"{label}_inbound", str(public))]
+        self.tables.apply(ruleset.withdraw(self._epoch(), found, remove))
+        if holder is not None:
+            self._forget(found, lambda connection: holder in inside(connection))
+
+    def restore(self, elements: Sequence[Element]) -> None:
+        """Bring back what somebody flushed. Connections made meanwhile past our rules are forgotten."""
+        if self.tables.epoch() is None:
+            self.tables.apply(ruleset.render(self.rules, self._epoch(), elements, replaces=None))
+            for service in self.rules.services:
+                for element in elements:
+                    if element.service == service.name:
+                        self._forget_claimed_tuples(service, element)
+        else:
+            for element in elements:
+                service = self.rules.service(element.service)
+                self.tables.apply(ruleset.withdraw(self._epoch(), service, self._standing(element)))
+                self.tables.apply(ruleset.install(self.rules, self._epoch(), element))
+        self.ensure_queueing()
+
+    def live_peers(self, element: Element) -> set[IPv4Address]:
+        """The peers that the holder's connections of the service reach and that have answered."""
+        service = self.rules.service(element.service)
+        live: set[IPv4Address] = set()
+        for connection in self._marked(service):
+            if connection.replied and element.holder in inside(connection):
+                opened_inside = connection.original[0] == element.holder
+                live.add(connection.original[1] if opened_inside else connection.original[0])
+        return live
+
+    def view(self, public: IPv4Address | None) -> KernelView:
+        """What the kernel holds now."""
+        epoch = self.tables.epoch()
+        if epoch is None:
+            return KernelView(None, {}, {}, {}, queueing=False, public=public)
+        holders: dict[tuple[str, IPv4Address], float] = {}
+        inbound: dict[tuple[str, IPv4Address], IPv4Address] = {}
+        outbound: dict[tuple[str, IPv4Address], IPv4Address] = {}
+        for service in self.rules.services:
+            for host, left_s in self.tables.timed(f"{service.label}_holders").items():
+                holders[service.name, host] = left_s
+            for address, host in self.tables.mapped(f"{service.label}_inbound").items():
+                inbound[service.name, address] = host
+            for host, address in self.tables.mapped(f"{service.label}_outbound").items():
+                outbound[service.name, host] = address
+        wanted = {self.rules.claim_queue, self.rules.talk_queue}
+        queueing = self.rules.native_queue or wanted <= queue_rules_present()
+        drops = queue_drops()
+        dropped = {
+            "claims": drops.get(self.rules.claim_queue, 0),
+            "talks": drops.get(self.rules.talk_queue, 0),
+        }
+        return KernelView(epoch, holders, inbound, outbound, queueing, public, dropped)
+
+    def _marked(self, service: Service) -> Iterator[Connection]:
+        for opened in (ruleset.OPENED_INSIDE, ruleset.OPENED_OUTSIDE):
+            mark = self.rules.connection_mark(service, opened)
+            yield from connections("-m", f"{mark:#x}/{self.rules.mark_mask:#x}")
+
+    def _forget(self, service: Service, which: Callable[[Connection], bool]) -> None:
+        for connection in self._marked(service):
+            if which(connection):
+                delete_connection(connection)
+
+    def _forget_claimed_tuples(self, service: Service, element: Element) -> None:
+        """Entries that aren't the service's own but have its public ports, or go to them: a caller's from
+        before there was a holder, and flows of the holder from before it held.
+        """
+        spans = service.ports()
+
+        def ours(protocol: str, port: int) -> bool:
+            return any(span.protocol == protocol and span.first <= port <= span.last for span in spans)
+
+        mask = self.rules.mark_mask
+        for connection in connections("-m", f"0/{mask:#x}"):
+            protocol = connection.protocol
+            source, destination, _, dport = connection.original
+            _, reply_to, _, public_port = connection.reply
+            called = destination == element.public and ours(protocol, dport)
+            occupied = reply_to == element.public and ours(protocol, public_port) and source != element.public
+            unmarked = source == element.holder and ours(protocol, dport)
+            if called or occupied or unmarked:
+                delete_connection(connection)
+
+
+def inside(connection: Connection) -> set[IPv4Address]:
+    """Both ends that can be the host on the LAN: the opener, or the one a caller was forwarded to."""
+    return {connection.original[0], connection.reply[0]}

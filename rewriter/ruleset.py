@@ -1,0 +1,602 @@
+"""What the kernel is told: one table `ip porthold`, as nft text, from the configuration.
+
+Rule 1: everything here is a pure function from settings and bindings to text; nobody else writes nft.
+Rule 2: the ruleset decides nothing about ownership. It knows who holds (elements), and what follows for packets.
+Rule 3: every batch after the first begins by taking its own epoch element away and putting it back. A worker
+  that was stopped and wakes up after a take-over has its batch refused whole (compare-and-set in the kernel).
+Rule 4: packets are judged by their connection (ct mark: which service, opened from which side), not by ports
+  alone: a caller from another port is a caller too.
+
+A packet's way, by hook and priority:
+
+| hook, priority | chain | what happens |
+|---|---|---|
+| prerouting -110 | arriving | the payload's dest_port is compared with the UDP port, while that is still the public one |
+| prerouting -101 | nat_arriving | a caller to a held port: connection marked, destination NAT to the holder |
+| forward -160 | select | claims and OpenContinues are marked for the queues |
+| forward -150 | (queue) | nft's `queue`, or iptables-nft's NFQUEUE in mangle FORWARD, where this kernel lacks it |
+| forward -140 | verdict | refused: ICMP; marked but never queued: a claim is dropped, an OpenContinue goes on |
+| postrouting 97 | leaving | the last fence: nothing to or from a host that is no holder; the payload's port is compared |
+| postrouting 99 | nat_leaving | source NAT of what the holder opens, source port kept |
+| postrouting 149 | idle | what really leaves starts the holder's idle time again |
+| postrouting 150 | rewrite | the CU-SeeMe header, after all NAT: the packet's own addresses are copied into it |
+
+Two fields of a packet can't be compared in nftables, but their concatenation can be looked up in a set of
+equal pairs: `ip saddr . @ih,96,32 @own_address` with {a . a} says "addr is the sender's own".
+Offsets: cuseeme-protocol.md. `@ih` counts bits from the UDP payload's start; its `set` mends the checksum
+(net/netfilter/nft_payload.c).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Literal
+
+TABLE = "porthold"
+UDP_HEADER = 8
+HEADER = 26  # CU-SeeMe's
+SPEAKERS_AT = 34  # offset of the first speaker address in an audio packet
+MOST_SPEAKERS = 63  # the count has six bits
+MARK_BITS = 6
+MOST_SERVICES = 15
+
+# Packet marks, from the lowest bit of the mask; they live only inside the gateway's own hooks.
+CLAIM, TALK, REFUSED, SAME_PORT = 1, 2, 4, 8
+# Connection marks: two bits say who opened it, four which service.
+OPENED_INSIDE, OPENED_OUTSIDE = 1, 2
+
+PENDING_TIMEOUT_S = 4
+ALIVE_TIMEOUT_S = 3
+HUNG_UP_TIMEOUT_S = 5
+TALK_RATE_PER_S = 50
+RESERVED_FOR_OTHERS = "32768-60999"
+
+Protocol = Literal["udp", "tcp"]
+Refusal = Literal["icmp", "drop", "pass"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """A range of ports, both ends included."""
+
+    protocol: Protocol
+    first: int
+    last: int
+
+    def text(self) -> str:
+        """The range as an element of a set of (protocol, port)."""
+        ports = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+        return f"{self.protocol} . {ports}"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What is forwarded together; `number` (1..15) is its place in the connection mark."""
+
+    name: str
+    number: int
+    control: tuple[Ports, ...]
+    forward: tuple[Ports, ...]
+    idle_s: float
+    rewrites: bool
+
+    @property
+    def label(self) -> str:
+        """Its name as part of an nft identifier, which has no hyphens (a service's name no underscores)."""
+        return self.name.replace("-", "_")
+
+    def ports(self) -> tuple[Ports, ...]:
+        """All its ports, control ports included, no two ranges touching."""
+        merged: list[Ports] = []
+        for ports in sorted({*self.control, *self.forward}, key=lambda p: (p.protocol, p.first, p.last)):
+            if merged and merged[-1].protocol == ports.protocol and ports.first <= merged[-1].last + 1:
+                last = max(merged[-1].last, ports.last)
+                merged[-1] = Ports(ports.protocol, merged[-1].first, last)
+            else:
+                merged.append(ports)
+        return tuple(merged)
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """A binding as the kernel holds it; `left_s` of the idle time are left (None: all of it)."""
+
+    service: str
+    holder: IPv4Address
+    public: IPv4Address
+    left_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """Everything the table depends on but the bindings and the epoch."""
+
+    lan: tuple[str, ...]
+    wan: tuple[str, ...]
+    services: tuple[Service, ...]
+    mark_mask: int
+    claim_queue: int
+    talk_queue: int
+    native_queue: bool
+    refusal: Refusal = "icmp"
+    refused_s: float = 2.0
+    most_speakers: int = MOST_SPEAKERS
+    shift: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find where the mask's six bits begin; the configuration has checked that there are six."""
+        object.__setattr__(self, "shift", (self.mark_mask & -self.mark_mask).bit_length() - 1)
+
+    def service(self, name: str) -> Service:
+        """The service of that name; KeyError when there is none."""
+        for service in self.services:
+            if service.name == name:
+                return service
+        raise KeyError(name)
+
+    def packet_mark(self, bits: int) -> int:
+        return bits << self.shift
+
+    def connection_mark(self, service: Service, opened: int) -> int:
+        return (service.number << 2 | opened) << self.shift
+
+    @property
+    def unmarked(self) -> str:
+        """The mask of everybody else's bits."""
+        return f"{~self.mark_mask & 0xFFFFFFFF:#010x}"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{round(seconds * 1000)}ms"
+
+
+def names(words: Iterable[str]) -> str:
+    return "{ " + ", ".join(f'"{word}"' for word in words) + " }"
+
+
+def add_mark(rules: Ruleset, bits: int) -> str:
+    return f"meta mark set meta mark | {rules.packet_mark(bits):#010x}"
+
+
+def has_mark(rules: Ruleset, bits: int) -> str:
+    mark = rules.packet_mark(bits)
+    return f"meta mark & {mark:#010x} == {mark:#010x}"
+
+
+def clear_marks(rules: Ruleset, bits: int = CLAIM | TALK | REFUSED | SAME_PORT) -> str:
+    mark = rules.packet_mark(bits)
+    return f"meta mark & {mark:#010x} != 0 meta mark set meta mark & {~mark & 0xFFFFFFFF:#010x}"
+
+
+def of_service(rules: Ruleset, service: Service) -> str:
+    inside = rules.connection_mark(service, OPENED_INSIDE)
+    outside = rules.connection_mark(service, OPENED_OUTSIDE)
+    return f"ct mark & {rules.mark_mask:#010x} {{ {inside:#010x}, {outside:#010x} }}"
+
+
+def mark_connection(rules: Ruleset, service: Service, opened: int) -> str:
+    return f"ct mark set ct mark & {rules.unmarked} | {rules.connection_mark(service, opened):#010x}"
+
+
+# --- sets -------------------------------------------------------------------------------------------------
+
+
+def pair(value: int) -> str:
+    return f"{value} . {value}"
+
+
+def address_pair(address: IPv4Address) -> str:
+    return f"{address} . {int(address)}"
+
+
+def elements(texts: Iterable[str]) -> str:
+    joined = ", ".join(texts)
+    return f" elements = {{ {joined} }};" if joined else ""
+
+
+def shared_sets(rules: Ruleset, epoch: int, bindings: Sequence[Element]) -> Iterator[str]:
+    own = {address for binding in bindings for address in (binding.holder, binding.public)}
+    ports = {
+        port
+        for service in rules.services
+        if service.rewrites
+        for span in service.ports()
+        if span.protocol == "udp"
+        for port in range(span.first, span.last + 1)
+    }
+    yield f"set epoch {{ type mark; elements = {{ {epoch} }}; }}"
+    yield f"set alive {{ type inet_proto; flags timeout; timeout {ALIVE_TIMEOUT_S}s; }}"
+    yield "set talk_rate { type ipv4_addr; size 4096; flags dynamic,timeout; timeout 10s; }"
+    yield (
+        "set own_address { typeof ip saddr . @ih,96,32;"
+        + elements(address_pair(address) for address in sorted(own))
+        + " }"
+    )
+    yield "set own_port { typeof udp sport . @ih,80,16;" + elements(pair(port) for port in sorted(ports)) + " }"
+    for name in ("claims_queued", "talks_queued", "never_queued", "not_the_holder", "refused", "hang_ups"):
+        yield f"counter {name} {{ }}"
+
+
+def left(service: Service, binding: Element) -> str:
+    """An idle time that goes on where it stood: adopting a call must not lengthen its silence."""
+    if binding.left_s is None:
+        return ""
+    left_s = min(max(0.001, binding.left_s), service.idle_s)
+    return f" timeout {milliseconds(service.idle_s)} expires {milliseconds(left_s)}"
+
+
+def service_sets(rules: Ruleset, service: Service, bindings: Sequence[Element]) -> Iterator[str]:
+    mine = [binding for binding in bindings if binding.service == service.name]
+    name, idle = service.label, f"timeout {milliseconds(service.idle_s)};"
+    control = elements(ports.text() for ports in service.control)
+    ports = elements(ports.text() for ports in service.ports())
+    yield f"set {name}_control {{ type inet_proto . inet_service; flags interval;{control} }}"
+    yield f"set {name}_ports {{ type inet_proto . inet_service; flags interval;{ports} }}"
+    yield f"set {name}_holders {{ type ipv4_addr; size 4096; flags dynamic,timeout; {idle}" + elements(
+        f"{b.holder}{left(service, b)}" for b in mine
+    ) + " }"
+    yield f"map {name}_inbound {{ type ipv4_addr : ipv4_addr; size 4096; flags dynamic,timeout; {idle}" + elements(
+        f"{b.public}{left(service, b)} : {b.holder}" for b in mine
+    ) + " }"
+    yield f"map {name}_outbound {{ type ipv4_addr : ipv4_addr;" + elements(
+        f"{b.holder} : {b.public}" for b in mine
+    ) + " }"
+    yield f"set {name}_pending {{ type ipv4_addr; size 4096; flags dynamic,timeout; timeout {PENDING_TIMEOUT_S}s; }}"
+    yield f"set {name}_refused {{ type ipv4_addr; size 4096; flags timeout; timeout {milliseconds(rules.refused_s)}; }}"
+    yield (
+        f"set {name}_hung_up {{ type ipv4_addr . ipv4_addr; size 4096; flags dynamic,timeout;"
+        f" timeout {HUNG_UP_TIMEOUT_S}s; }}"
+    )
+    yield f"counter {name}_sent {{ }}"
+    yield f"counter {name}_received {{ }}"
+
+
+# --- chains -----------------------------------------------------------------------------------------------
+
+
+def chain(name: str, hook: str, rules: Iterable[str]) -> str:
+    body = "".join(f"\n    {rule}" for rule in (hook, *rules) if rule)
+    return f"  chain {name} {{{body}\n  }}"
+
+
+def select_chains(rules: Ruleset) -> Iterator[str]:
+    lan, wan = names(rules.lan), names(rules.wan)
+    select: list[str] = []
+    for service in rules.services:
+        name = service.label
+        mine = of_service(rules, service)
+        select += [
+            f"iifname {lan} ip saddr @{name}_holders {mine} goto {name}_outgoing",
+            f"iifname {lan} oifname {wan} ip saddr @{name}_holders"
+            f" meta l4proto . th dport @{name}_ports goto {name}_outgoing",
+            f"iifname {lan} oifname {wan} meta l4proto . th dport @{name}_control goto {name}_claim",
+            f"iifname {wan} ip daddr @{name}_holders {mine} goto {name}_incoming",
+        ]
+        yield from service_chains(rules, service)
+    yield chain("talk", "", talk_rules(rules))
+    yield chain("select", "type filter hook forward priority -160; policy accept;", select)
+
+
+def talk_rules(rules: Ruleset) -> Iterator[str]:
+    # Only while the worker lives: bypass helps against a queue nobody listens to, not against one that is stopped.
+    yield (
+        f"meta l4proto @alive add @talk_rate {{ ip saddr limit rate {TALK_RATE_PER_S}/second"
+        f" burst {2 * TALK_RATE_PER_S} packets }} counter name talks_queued {add_mark(rules, TALK)}"
+    )
+
+
+def service_chains(rules: Ruleset, service: Service) -> Iterator[str]:
+    name = service.label
+    is_talk = f"meta l4proto udp udp length >= {UDP_HEADER + HEADER} @ih,176,16 101"
+    outgoing: list[str] = []
+    incoming: list[str] = []
+    claim: list[str] = []
+    if service.rewrites:
+        outgoing += [
+            f"{is_talk} @ih,160,16 6 counter name hang_ups add @{name}_hung_up {{ ip saddr . ip daddr }}",
+            f"{is_talk} goto talk",
+        ]
+        incoming.append(f"{is_talk} goto talk")
+        just_hung_up = f"ip saddr . ip daddr @{name}_hung_up"
+        claim += [  # a hang-up never claims, and what trails behind one doesn't either
+            f"{is_talk} @ih,160,16 6 counter name hang_ups drop",
+            f"{just_hung_up} udp length < {UDP_HEADER + HEADER} drop",
+            f"{just_hung_up} @ih,176,16 != 101 drop",
+            f"{just_hung_up} @ih,160,16 != 1 drop",
+        ]
+    claim += [
+        f"ip saddr @{name}_refused counter name refused {add_mark(rules, REFUSED)} accept",
+        # The limit makes it one upcall a host, whatever number of processors sees its packets at once: the
+        # element's own lock lets one through. `add` leaves the timeout alone: a lost upcall is tried again.
+        f"add @{name}_pending {{ ip saddr limit rate 1/minute burst 1 packets }}"
+        f" counter name claims_queued {add_mark(rules, CLAIM)} accept",
+        "drop",
+    ]
+    yield chain(f"{name}_outgoing", "", outgoing)
+    yield chain(f"{name}_incoming", "", incoming)
+    yield chain(f"{name}_claim", "", claim)
+
+
+def queue_chains(rules: Ruleset) -> Iterator[str]:
+    if rules.native_queue:
+        yield chain(
+            "queueing",
+            "type filter hook forward priority -150; policy accept;",
+            [
+                f"{has_mark(rules, CLAIM)} queue num {rules.claim_queue}",
+                f"{has_mark(rules, TALK)} queue flags bypass to {rules.talk_queue}",
+            ],
+        )
+    refused = {
+        "icmp": "reject with icmp type admin-prohibited",
+        "drop": "drop",
+        "pass": clear_marks(rules, REFUSED),
+    }[rules.refusal]
+    yield chain(
+        "verdict",
+        "type filter hook forward priority -140; policy accept;",
+        [
+            f"{has_mark(rules, REFUSED)} {refused}",
+            # Nobody took it into the queue: a claim nobody decided must not pass.
+            f"{has_mark(rules, CLAIM)} counter name never_queued drop",
+            clear_marks(rules, TALK),
+        ],
+    )
+
+
+def fence_chain(rules: Ruleset) -> str:
+    lan, wan = names(rules.lan), names(rules.wan)
+    fence: list[str] = []
+    for service in rules.services:
+        name = service.label
+        mine = of_service(rules, service)
+        unless_passed = f" ip saddr != @{name}_refused" if rules.refusal == "pass" else ""
+        fence += [
+            f"iifname {lan} oifname {wan} meta l4proto . th dport @{name}_control ip saddr != @{name}_holders"
+            f"{unless_passed} counter name not_the_holder drop",
+            # Conntrack remembers what was unbound; a packet held in a queue could even bring it back.
+            f"iifname {wan} {mine} ip daddr != @{name}_holders counter name not_the_holder drop",
+            f"iifname {lan} {mine} ip saddr != @{name}_holders counter name not_the_holder drop",
+        ]
+    fence.append(
+        f"iifname {lan} meta l4proto udp udp length >= {UDP_HEADER + HEADER}"
+        f" udp sport . @ih,80,16 @own_port {add_mark(rules, SAME_PORT)}"
+    )
+    return chain("leaving", "type filter hook postrouting priority 97; policy accept;", fence)
+
+
+def nat_chains(rules: Ruleset) -> Iterator[str]:
+    """Both NAT chains as production has them; the laboratory makes its own for a vector's ports."""
+    lan, wan = names(rules.lan), names(rules.wan)
+    arriving: list[str] = []
+    leaving: list[str] = []
+    for service in rules.services:
+        name = service.label
+        arriving.append(
+            f"iifname {wan} ip daddr @{name}_inbound meta l4proto . th dport @{name}_ports"
+            f" {mark_connection(rules, service, OPENED_OUTSIDE)} dnat to ip daddr map @{name}_inbound"
+        )
+        for protocol in sorted({ports.protocol for ports in service.ports()}):
+            leaving += [
+                f"iifname {lan} oifname {wan} ip saddr @{name}_holders meta l4proto {protocol}"
+                f" meta l4proto . th dport @{name}_ports {mark_connection(rules, service, OPENED_INSIDE)}"
+                f" snat to ip saddr map @{name}_outbound : {protocol} sport",
+                # Another host's flow from a held port would take the holder's tuple, and the holder's own
+                # packets would then vanish without a word (insert_failed in conntrack's statistics).
+                f"iifname {lan} oifname {wan} ip saddr != @{name}_holders meta l4proto {protocol}"
+                f" meta l4proto . th sport @{name}_ports masquerade to :{RESERVED_FOR_OTHERS}",
+            ]
+    yield chain("nat_arriving", "type nat hook prerouting priority -101; policy accept;", arriving)
+    yield chain("nat_leaving", "type nat hook postrouting priority 99; policy accept;", leaving)
+
+
+def idle_chain(rules: Ruleset) -> str:
+    """The idle timers: whatever of the service really leaves starts them again; after NAT, for the map's key."""
+    timers: list[str] = []
+    for service in rules.services:
+        name = service.label
+        for opened, direction, holder in (
+            (OPENED_INSIDE, "original", "ct original ip saddr"),
+            (OPENED_OUTSIDE, "reply", "ct reply ip saddr"),
+        ):
+            mark = f"ct mark & {rules.mark_mask:#010x} == {rules.connection_mark(service, opened):#010x}"
+            timers += [
+                f"{mark} ct direction {direction} update @{name}_holders {{ {holder} }}"
+                f" update @{name}_inbound {{ ip saddr : {holder} }} counter name {name}_sent return",
+                f"{mark} counter name {name}_received return",
+            ]
+    return chain("idle", "type filter hook postrouting priority 149; policy accept;", timers)
+
+
+def speaker_rules(rules: Ruleset, own: str, copied: str) -> Iterator[str]:
+    """Speaker addresses that are our own: one rule each, left at the declared count or the packet's end."""
+    for index in range(rules.most_speakers):
+        at = SPEAKERS_AT + 4 * index
+        yield f"udp length < {UDP_HEADER + at + 4} return"
+        yield f"@ih,208,8 & 0x3f <= {index} return"
+        yield f"{own} . @ih,{at * 8},32 @own_address @ih,{at * 8},32 set {copied}"
+
+
+def port_rules(target: str, at: int) -> Iterator[str]:
+    """A port of the UDP header, `at` bits into it, copied into the payload.
+
+    Counted from the IP header's start, because nft takes `@th,0,16` for a port and refuses to store one as raw
+    bits; hence a rule for each length that an IP header can have.
+    """
+    for words in range(5, 16):
+        yield f"ip hdrlength {words} {target} set @nh,{words * 32 + at},16"
+
+
+def rewriting_chains(rules: Ruleset) -> str:
+    """The header's translation, from after all NAT: what the vectors are held against, byte for byte.
+
+    Chains come in pairs because the sender's own address before NAT is the connection's original source
+    where it was opened inside, and its reply source where it was opened outside (`ct original ip saddr` is
+    the caller there).
+    """
+    private, public = "@nh,128,32", "@nh,96,32"  # destination after DNAT, source after SNAT
+    same_port = has_mark(rules, SAME_PORT)
+    out: dict[str, str] = {"inside": "ct original ip saddr", "outside": "ct reply ip saddr"}
+    arriving: dict[str, str] = {"inside": "ct reply ip daddr", "outside": "ct original ip daddr"}
+    text: list[str] = []
+    for opened in ("inside", "outside"):
+        own = out[opened]
+        text += [
+            chain(f"out_speakers_{opened}", "", speaker_rules(rules, own, public)),
+            chain(
+                f"out_header_{opened}",
+                "",
+                [
+                    "@ih,96,32 0 return",
+                    f"@ih,64,16 2 {own} . @ih,96,32 != @own_address return",
+                    f"{same_port} jump out_port",
+                    f"@ih,96,32 set {public}",
+                ],
+            ),
+            chain(f"in_speakers_{opened}", "", speaker_rules(rules, arriving[opened], private)),
+            chain(
+                f"out_{opened}",
+                "",
+                [f"jump out_header_{opened}", f"@ih,176,16 3 goto out_speakers_{opened}"],
+            ),
+            chain(
+                f"in_{opened}",
+                "",
+                ["jump in_header", f"@ih,176,16 3 goto in_speakers_{opened}"],
+            ),
+        ]
+    in_header = [
+        "@ih,32,32 0 return",
+        f"{same_port} @ih,176,16 != 101 jump in_port",
+        f"@ih,32,32 set {private}",
+    ]
+    text = [
+        chain("out_port", "", port_rules("@ih,80,16", 0)),
+        chain("in_port", "", port_rules("@ih,16,16", 16)),
+        chain("in_header", "", in_header),
+        *text,
+    ]
+    text += [
+        chain("opened_inside", "", ["ct direction original goto out_inside", "goto in_inside"]),
+        chain("opened_outside", "", ["ct direction original goto in_outside", "goto out_outside"]),
+    ]
+    ways = [
+        f"{rules.connection_mark(service, opened):#010x} : jump {target}"
+        for service in rules.services
+        if service.rewrites
+        for opened, target in ((OPENED_INSIDE, "opened_inside"), (OPENED_OUTSIDE, "opened_outside"))
+    ]
+    rewrite = [clear_marks(rules)]
+    if ways:
+        rewrite.insert(
+            0,
+            f"meta l4proto udp udp length >= {UDP_HEADER + HEADER}"
+            f" ct mark & {rules.mark_mask:#010x} vmap {{ {', '.join(ways)} }}",
+        )
+    text += [
+        chain(
+            "arriving",
+            "type filter hook prerouting priority -110; policy accept;",
+            [
+                f"iifname {names(rules.wan)} meta l4proto udp udp length >= {UDP_HEADER + HEADER}"
+                f" udp dport . @ih,16,16 @own_port {add_mark(rules, SAME_PORT)}",
+            ],
+        ),
+        chain(
+            "arrived",  # the mark is ours alone: it goes no further than our own connections
+            "type filter hook prerouting priority -90; policy accept;",
+            [f"ct mark & {rules.mark_mask:#010x} == 0 {clear_marks(rules)}"],
+        ),
+        chain("rewrite", "type filter hook postrouting priority 150; policy accept;", rewrite),
+    ]
+    return "\n".join(text)
+
+
+# --- the whole, and the batches after it ------------------------------------------------------------------
+
+
+def table(rules: Ruleset, epoch: int, bindings: Sequence[Element], nat: Iterable[str]) -> str:
+    """The table's body with the given NAT chains."""
+    sets = [*shared_sets(rules, epoch, bindings)]
+    for service in rules.services:
+        sets += service_sets(rules, service, bindings)
+    parts = [
+        "\n".join(f"  {line}" for line in sets),
+        *select_chains(rules),
+        *queue_chains(rules),
+        fence_chain(rules),
+        *nat,
+        idle_chain(rules),
+        rewriting_chains(rules),
+    ]
+    return f"table ip {TABLE} {{\n" + "\n".join(parts) + "\n}\n"
+
+
+def fence(epoch: int, new_epoch: int | None = None) -> str:
+    """The compare-and-set that opens every batch: it fails whole when another epoch stands in the kernel."""
+    new = epoch if new_epoch is None else new_epoch
+    return (
+        f"delete element ip {TABLE} epoch {{ {epoch} }}\nadd element ip {TABLE} epoch {{ {new} }}\n"
+    )
+
+
+def render(rules: Ruleset, epoch: int, bindings: Sequence[Element], *, replaces: int | None) -> str:
+    """The first batch of an epoch: the whole table, with the bindings that are adopted.
+
+    `replaces` is the epoch of the table that stands there now, None when there is none. Both ways it fails
+    whole when the kernel holds something else: nobody replaces a newer worker's table.
+    """
+    body = table(rules, epoch, bindings, nat_chains(rules))
+    if replaces is None:
+        return f"create table ip {TABLE}\n{body}"
+    return f"{fence(replaces)}delete table ip {TABLE}\n{body}"
+
+
+def install(rules: Ruleset, epoch: int, binding: Element) -> str:
+    """Give the port: holder, both directions of NAT, and a clean slate for the ones waiting."""
+    name = rules.service(binding.service).label
+    return (
+        fence(epoch)
+        + f"add element ip {TABLE} {name}_holders {{ {binding.holder} }}\n"
+        + f"add element ip {TABLE} {name}_outbound {{ {binding.holder} : {binding.public} }}\n"
+        + f"add element ip {TABLE} {name}_inbound {{ {binding.public} : {binding.holder} }}\n"
+        + f"add element ip {TABLE} own_address {{ {address_pair(binding.holder)}, {address_pair(binding.public)} }}\n"
+        + settled(rules.service(binding.service), binding.holder)
+    )
+
+
+def withdraw(epoch: int, service: Service, remove: Iterable[tuple[str, str]]) -> str:
+    """Take the port: `remove` names (set, key) pairs that the kernel was seen to hold, for it refuses others."""
+    lines = [f"delete element ip {TABLE} {name} {{ {key} }}\n" for name, key in remove]
+    return fence(epoch) + "".join(lines) + f"flush set ip {TABLE} {service.label}_refused\n"
+
+
+def refuse(epoch: int, service: Service, host: IPv4Address) -> str:
+    """Answer a host from the kernel for a while, without another upcall."""
+    name = service.label
+    return (
+        fence(epoch)
+        + f"add element ip {TABLE} {name}_refused {{ {host} }}\n"
+        + f"delete element ip {TABLE} {name}_refused {{ {host} }}\n"
+        + f"add element ip {TABLE} {name}_refused {{ {host} }}\n"
+        + settled(service, host)
+    )
+
+
+def settle(epoch: int, service: Service, host: IPv4Address) -> str:
+    """A claim that is over: the host may ask again at once."""
+    return fence(epoch) + settled(service, host)
+
+
+def settled(service: Service, host: IPv4Address) -> str:
+    name = f"{service.label}_pending"
+    return f"add element ip {TABLE} {name} {{ {host} }}\ndelete element ip {TABLE} {name} {{ {host} }}\n"
+
+
+def keep_alive(epoch: int) -> str:
+    """Say that a worker reads the OpenContinue queue; to be repeated each second."""
+    return (
+        fence(epoch)
+        + f"add element ip {TABLE} alive {{ udp }}\ndelete element ip {TABLE} alive {{ udp }}\n"
+        + f"add element ip {TABLE} alive {{ udp }}\n"
+    )

@@ -1,0 +1,329 @@
+"""The worker's loop: packets, answers and time into the machine, its effects out to kernel and tracker.
+
+Rule 1: one thread; an effect is carried out before the next is asked for. Rule 2: whatever the kernel refuses
+is either answered by the machine (an installation) or ends the worker: a gateway whose kernel says no is
+better left as it is, with its calls in it, than guessed about.
+"""
+
+import logging
+import signal
+import socket
+from collections import deque
+from collections.abc import Iterable
+from ipaddress import IPv4Address
+from pathlib import Path
+from types import FrameType
+
+import zmq
+from netfilterqueue import Packet
+
+from rewriter import kernel, packet
+from rewriter.configuration import GatewayFile, kernel_services, ruleset_for
+from rewriter.gateway import (
+    Action,
+    Adopt,
+    CheckPeers,
+    Effect,
+    Gateway,
+    Install,
+    Purge,
+    Refuse,
+    RemoveStray,
+    Restore,
+    Send,
+    Settings,
+    Settle,
+    Stop,
+    Submit,
+    Verdict,
+    Withdraw,
+)
+from rewriter.kernel import GatewayKernel, KernelRefused, Queue, QueueBusy
+from rewriter.ruleset import CLAIM, REFUSED, TALK
+from tracker.client import OutboxFull, TrackerClient
+from tracker.clock import read_clock
+
+log = logging.getLogger("porthold.rewriter")
+
+ALIVE_EVERY_NS = 1_000_000_000
+OPEN_EPOCH = 0
+"""The epoch of a table that no tracker has granted: it refuses every claim."""
+
+
+class WorkerStopped(Exception):
+    """The worker can't go on, and says why."""
+
+
+class Worker:
+    """One gateway's rewriter process."""
+
+    def __init__(self, file: GatewayFile, *, take_over: bool = False) -> None:
+        section = file.gateway
+        if section is None:
+            raise ValueError("no [gateway] in the configuration")
+        self._file, self._section = file, section
+        self._native_queue = kernel.has_native_queue()
+        if not self._native_queue and (said := kernel.has_iptables_queue()) is not None:
+            raise WorkerStopped(
+                f"this kernel has neither nft's queue nor iptables-nft's NFQUEUE target ({said});"
+                " load nfnetlink_queue and xt_NFQUEUE (modprobe), or use a kernel that has them"
+            )
+        self._most_speakers = kernel.most_speakers()
+        self._kernel = GatewayKernel(
+            lambda epoch: ruleset_for(
+                file, epoch, native_queue=self._native_queue, most_speakers=self._most_speakers
+            )
+        )
+        settings = Settings(
+            gateway=section.name,
+            host=host_identity(),
+            services=kernel_services(file),
+            definitions=file.service_definitions(),
+            claim_timeout_s=section.claim_timeout_s,
+            take_over=take_over,
+        )
+        self._gateway = Gateway(settings, self._public_address())
+        self._queues: dict[str, Queue] = {}
+        self._packets: dict[int, Packet] = {}
+        self._numbers = 0
+        self._stopping = False
+        self._alive_ns = 0
+        self._poller = zmq.Poller()
+        self._client = TrackerClient.open(
+            section.tracker or file.tracker.endpoint,
+            worker=section.worker or section.name,
+            outbox=section.state_directory / f"{section.worker or section.name}.outbox",
+            now=read_clock(),
+        )
+        self._poller.register(self._client.socket, zmq.POLLIN)
+
+    def _public_address(self) -> IPv4Address | None:
+        if self._section.public_address is not None:
+            return IPv4Address(self._section.public_address)
+        return kernel.address_of(self._section.wan)
+
+    # --- the loop ----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until SIGTERM or SIGINT; raises WorkerStopped when it can't go on."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self._stand_in()
+        self._carry_out(self._gateway.open_session(read_clock()))
+        log.info(
+            "gateway %s: queue by %s, tracker %s",
+            self._section.name,
+            "nft" if self._native_queue else "iptables-nft NFQUEUE",
+            self._section.tracker or self._file.tracker.endpoint,
+        )
+        try:
+            while not self._stopping:
+                self._round()
+        finally:
+            self._close()
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _round(self) -> None:
+        ready = dict(self._poller.poll(self._timeout_ms()))
+        now = read_clock()
+        for answer in self._client.receive(now):
+            answered = self._gateway.receive_answer(
+                answer.request, answer.reply, now, inherited=answer.inherited
+            )
+            self._carry_out(answered)
+        # OpenContinues first: a hang-up that waits here frees the port for the claim behind it.
+        for name in ("talks", "claims"):
+            queue = self._queues.get(name)
+            if queue is not None and queue.fileno() in ready:
+                self._receive(name, queue)
+        now = read_clock()
+        self._client.tick(now)
+        self._carry_out(self._gateway.handle_timer(now))
+        if now.monotonic_ns >= self._alive_ns:
+            self._alive_ns = now.monotonic_ns + ALIVE_EVERY_NS
+            self._look_at_kernel()
+
+    def _timeout_ms(self) -> int:
+        now_ns = read_clock().monotonic_ns
+        deadlines = [self._gateway.next_deadline_ns(), self._alive_ns]
+        resend_ns = self._client.next_deadline()
+        if resend_ns is not None:
+            deadlines.append(resend_ns)
+        return max(0, (min(deadlines) - now_ns + 999_999) // 1_000_000)
+
+    def _look_at_kernel(self) -> None:
+        if self._kernel.epoch is None:
+            return
+        try:
+            if self._queues:
+                self._kernel.keep_alive()
+        except KernelRefused as refusal:
+            # The table is gone, or another epoch's: the view below says which, and what to do.
+            log.debug("alive: %s", refusal)
+        view = self._kernel.view(self._public_address())
+        self._carry_out(self._gateway.observe(view, read_clock()))
+
+    # --- packets -----------------------------------------------------------------------------------------
+
+    def _receive(self, name: str, queue: Queue) -> None:
+        arrived = queue.receive()
+        if name == "claims" and arrived:
+            # A holder that has just expired in the kernel must be seen as gone before somebody else's claim.
+            self._look_at_kernel()
+        for queued in arrived:
+            self._numbers += 1
+            number = self._numbers
+            self._packets[number] = queued
+            raw = queued.get_payload()
+            now = read_clock()
+            if name == "claims":
+                hardware = queued.get_hw()
+                effects = self._gateway.receive_claim(
+                    number,
+                    packet.parse_flow(raw),
+                    hardware[:6] if hardware else None,
+                    now,
+                    room=self._client.room_for_claims,
+                )
+            else:
+                effects = self._gateway.receive_talk(number, packet.parse(raw), now)
+            self._carry_out(effects)
+
+    def _give_verdict(self, verdict: Verdict) -> None:
+        queued = self._packets.pop(verdict.packet)
+        rules = self._kernel.rules
+        mark = queued.get_mark() & ~(rules.packet_mark(CLAIM | TALK | REFUSED))
+        match verdict.action:
+            case Action.DROP:
+                queued.drop()
+                return
+            case Action.REFUSE:
+                queued.set_mark(mark | rules.packet_mark(REFUSED))
+            case Action.ACCEPT:
+                queued.set_mark(mark)
+                if verdict.payload is not None:
+                    udp = packet.parse(queued.get_payload())
+                    if udp is not None and udp.payload != verdict.payload:
+                        queued.set_payload(udp.with_payload(verdict.payload))
+        queued.accept()
+
+    # --- effects -----------------------------------------------------------------------------------------
+
+    def _carry_out(self, effects: Iterable[Effect]) -> None:
+        """All effects in their order; what an effect brings about comes right behind it."""
+        waiting: deque[Iterable[Effect]] = deque([effects])
+        while waiting:
+            follow = [self._carry_out_one(effect) for effect in waiting.popleft()]
+            waiting.extendleft(reversed(follow))
+
+    def _carry_out_one(self, effect: Effect) -> Iterable[Effect]:
+        match effect:
+            case Verdict():
+                self._give_verdict(effect)
+            case Submit():
+                try:
+                    self._client.submit(effect.message, read_clock())
+                except OutboxFull as full:
+                    raise WorkerStopped(f"the outbox is full: {full}") from full
+            case Send():
+                self._client.send(effect.message, read_clock())
+            case Stop():
+                raise WorkerStopped(effect.reason)
+            case Refuse():
+                self._kernel.refuse(effect.service, effect.host)
+            case Settle():
+                self._kernel.settle(effect.service, effect.host)
+            case RemoveStray():
+                self._kernel.remove_stray(effect.service, effect.holder, effect.public)
+            case Purge():
+                self._kernel.purge(effect.element)
+            case _:
+                return self._change_kernel(effect)
+        return ()
+
+    def _change_kernel(self, effect: Install | Withdraw | CheckPeers | Adopt | Restore) -> Iterable[Effect]:
+        """What the machine must hear the outcome of."""
+        gateway = self._gateway
+        match effect:
+            case Install(binding, element):
+                try:
+                    self._kernel.install(element)
+                except KernelRefused as refusal:
+                    log.warning("binding %d not installed: %s", binding, refusal)
+                    return gateway.install_failed(binding, read_clock())
+                log.info("%s holds %s", element.holder, element.service)
+                return gateway.installed(binding, read_clock())
+            case Withdraw(binding, element, reason):
+                packets, octets = self._kernel.withdraw(element)
+                log.info("%s no longer holds %s: %s", element.holder, element.service, reason)
+                return gateway.withdrawn(binding, read_clock(), packets=packets, octets=octets)
+            case CheckPeers(binding, element):
+                return gateway.peers_seen(binding, self._kernel.live_peers(element))
+            case Adopt():
+                return self._adopt(effect)
+            case Restore(what, elements):
+                self._kernel.restore(elements)
+                log.warning("somebody removed our %s: restored", what)
+                return gateway.restored(what, read_clock())
+
+    # --- epochs ------------------------------------------------------------------------------------------
+
+    def _stand_in(self) -> None:
+        """Before the tracker has answered: refuse claims, translate the calls in progress.
+
+        A table that stands there keeps its epoch; where there is none, one is loaded that holds nothing, so
+        that nobody's service packets leave unseen. When another worker reads its queues, it is left alone.
+        """
+        standing = self._kernel.tables.epoch()
+        if standing is None:
+            self._kernel.adopt(OPEN_EPOCH, ())
+            self._listen(OPEN_EPOCH)
+            return
+        try:
+            self._listen(standing)
+        except QueueBusy as busy:
+            log.warning(
+                "epoch %d is served by another worker (%s); waiting for the tracker's word", standing, busy
+            )
+
+    def _adopt(self, effect: Adopt) -> Iterable[Effect]:
+        old = dict(self._queues)
+        self._listen(effect.epoch)  # before the table sends anything there
+        kept, had_table = self._kernel.adopt(effect.epoch, effect.bindings)
+        log.info("epoch %d: %d of %d bindings adopted", effect.epoch, len(kept), len(effect.bindings))
+        for queue in old.values():
+            if queue not in self._queues.values():
+                for queued in queue.receive():
+                    queued.drop()
+                self._poller.unregister(queue.fileno())
+                queue.close()
+        return self._gateway.adopted(effect.epoch, kept, read_clock(), had_table=had_table)
+
+    def _listen(self, epoch: int) -> None:
+        rules = ruleset_for(
+            self._file, epoch, native_queue=self._native_queue, most_speakers=self._most_speakers
+        )
+        numbers = {"claims": rules.claim_queue, "talks": rules.talk_queue}
+        if {name: queue.number for name, queue in self._queues.items()} == numbers:
+            return
+        queues = {name: Queue(number) for name, number in numbers.items()}
+        for queue in queues.values():
+            self._poller.register(queue.fileno(), zmq.POLLIN)
+        self._queues = queues
+
+    def _close(self) -> None:
+        """Calls go on in the kernel without us; the tracker hears that we stopped on purpose."""
+        self._carry_out(self._gateway.close_session())
+        for queued in self._packets.values():
+            queued.drop()
+        for queue in self._queues.values():
+            queue.close()
+        self._client.close()
+
+
+def host_identity() -> str:
+    """Machine and boot: says whether two workers share a kernel."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{socket.gethostname()}/{boot}"
