@@ -1,0 +1,44 @@
+"""The tree of a log made again, leaf by leaf, and held against the hashes that are stored."""
+
+from collections.abc import Iterator
+
+from eventlog import merkle
+from eventlog.reading import LogReader
+
+
+class TreeCheck:
+    """The tree made again leaf by leaf, each stored hash compared when its subtree is complete."""
+
+    def __init__(self, reader: LogReader) -> None:
+        self._frontier = merkle.Frontier()
+        self._stored = {level: reader.stored_nodes(level) for level in reader.stored_levels()}
+        self._ahead = {level: next(nodes, None) for level, nodes in self._stored.items()}
+
+    def append(self, leaf: bytes) -> Iterator[tuple[int, int, str]]:
+        """The subtrees complete with this leaf whose stored hash is wrong: (first position, end, what)."""
+        for level, number, node in self._frontier.append(leaf):
+            stored = self._take(level, number)
+            if stored != node:
+                first, end = number << level, (number + 1) << level
+                wrong = "missing" if stored is None else "not that of the records"
+                yield first, end, f"the stored hash over positions {first} to {end - 1} is {wrong}"
+
+    def surplus(self) -> Iterator[tuple[int, str]]:
+        """Stored hashes of subtrees that are not complete."""
+        for level, ahead in self._ahead.items():
+            if ahead is not None:
+                number = ahead[0]
+                yield number << level, f"a hash is stored for number {number} on level {level}, too early"
+
+    def _take(self, level: int, number: int) -> bytes | None:
+        ahead = self._ahead.get(level)
+        while ahead is not None and ahead[0] < number:
+            ahead = next(self._stored[level], None)
+        if ahead is None or ahead[0] > number:
+            self._ahead[level] = ahead
+            return None
+        self._ahead[level] = next(self._stored[level], None)
+        return ahead[1]
+
+    def root(self) -> bytes:
+        return self._frontier.root()

@@ -1,0 +1,243 @@
+"""`verify` passes an undamaged log and names the first bad position and what is wrong there."""
+
+import random
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from eventlog.merkle import leaf_hash
+from eventlog.record import CLOCK_STEPPED, encode
+from eventlog.schema import expected_layout
+from eventlog.store import Log, LogReader, LogUnreadable
+from eventlog.verify import FaultKind, Report, verify
+from tests.unit.eventlog.samples import START_NS, Holders, held, make_log, make_record, many_held
+
+
+def check(path: Path) -> Report:
+    with LogReader.open(path) as reader:
+        return verify(reader, [Holders()])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return make_log(tmp_path / "log.sqlite", 300)
+
+
+@pytest.fixture
+def forged(path: Path) -> Iterator[sqlite3.Connection]:
+    """The file in the hands of someone who owns it: no trigger holds him up, and he puts them back."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    triggers = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+    for name, _ in triggers:
+        connection.execute(f"DROP TRIGGER {name}")
+    yield connection
+    connection.close()
+
+
+def put_guards_back(connection: sqlite3.Connection) -> None:
+    for statement in expected_layout().values():
+        if statement.startswith("CREATE TRIGGER"):
+            connection.execute(statement)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 15, 16, 17, 255, 256, 257, 300])
+def test_an_undamaged_log_is_clean(tmp_path: Path, size: int) -> None:
+    report = check(make_log(tmp_path / "log.sqlite", size))
+    assert report.clean, report.faults
+    assert (report.size, report.records_checked) == (size, size)
+    assert report.projections_checked == ("holders",)
+    assert report.first is None
+
+
+def test_a_log_is_clean_while_it_is_written(path: Path) -> None:
+    with Log.open(path, projections=[Holders()]) as log, LogReader.open(path) as reader:
+        log.append(many_held(20, 1000))
+        assert verify(reader, [Holders()], progress=lambda *_: log.write_note("alive", b"x")).clean
+        assert verify(log, [Holders()]).clean
+
+
+def test_a_clock_step_that_a_record_tells_of_is_clean(path: Path) -> None:
+    with Log.open(path, projections=[Holders()]) as log:
+        log.append([make_record(999, kind=CLOCK_STEPPED, wall_ns=12), make_record(1000, wall_ns=13)])
+    assert check(path).clean
+
+
+def test_progress_ends_at_the_number_of_records(path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    with LogReader.open(path) as reader:
+        verify(reader, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (300, 300)
+
+
+def test_a_projection_that_nobody_brought_is_named(path: Path) -> None:
+    with LogReader.open(path) as reader:
+        report = verify(reader)
+    assert report.clean
+    assert report.projections_unknown == ("holders",)
+
+
+OTHER = encode(held(17, 7017, b"evil"))
+CASES: dict[str, tuple[list[tuple[str, tuple[object, ...]]], int | None, FaultKind]] = {
+    "a changed record": (
+        [("UPDATE log_records SET bytes = ? WHERE position = 17", (OTHER,))],
+        17,
+        FaultKind.LEAF,
+    ),
+    "a record changed with its leaf": (
+        [("UPDATE log_records SET bytes = ?, leaf = ? WHERE position = 17", (OTHER, leaf_hash(OTHER)))],
+        16,
+        FaultKind.TREE,
+    ),
+    "a changed leaf": (
+        [("UPDATE log_records SET leaf = zeroblob(32) WHERE position = 17", ())],
+        17,
+        FaultKind.LEAF,
+    ),
+    "bytes that are no record": (
+        [
+            (
+                "UPDATE log_records SET bytes = x'c0', leaf = ? WHERE position = 20",
+                (leaf_hash(b"\xc0"),),
+            )
+        ],
+        20,
+        FaultKind.BYTES,
+    ),
+    "a record taken out": ([("DELETE FROM log_records WHERE position = 44", ())], 44, FaultKind.MISSING),
+    "the first record taken out": (
+        [("DELETE FROM log_records WHERE position = 0", ())],
+        0,
+        FaultKind.MISSING,
+    ),
+    "the last records taken out": (
+        [("DELETE FROM log_records WHERE position >= 290", ())],
+        None,
+        FaultKind.HEAD,
+    ),
+    "a record beyond the head": (
+        [("UPDATE log_head SET size = 299", ())],
+        None,
+        FaultKind.HEAD,
+    ),
+    "a wrong type beside the bytes": (
+        [("UPDATE log_records SET type = 17 WHERE position = 30", ())],
+        30,
+        FaultKind.COLUMNS,
+    ),
+    "a wrong time beside the bytes": (
+        [("UPDATE log_records SET wall_ns = wall_ns + 1 WHERE position = 31", ())],
+        31,
+        FaultKind.COLUMNS,
+    ),
+    "a wrong sequence beside the bytes": (
+        [("UPDATE log_records SET sequence = 9999 WHERE position = 32", ())],
+        32,
+        FaultKind.COLUMNS,
+    ),
+    "a renamed source": ([("UPDATE log_sources SET name = 'gateway-9'", ())], 0, FaultKind.COLUMNS),
+    "a source taken out": ([("DELETE FROM log_sources", ())], 0, FaultKind.COLUMNS),
+    "bytes taken out": (
+        [("UPDATE log_records SET bytes = NULL WHERE position = 50", ())],
+        50,
+        FaultKind.REDACTION,
+    ),
+    "a changed node": (
+        [("UPDATE log_nodes SET hash = zeroblob(32) WHERE level = 4 AND number = 3", ())],
+        48,
+        FaultKind.TREE,
+    ),
+    "a missing node": ([("DELETE FROM log_nodes WHERE level = 4 AND number = 3", ())], 48, FaultKind.TREE),
+    "a node too early": (
+        [("INSERT INTO log_nodes VALUES (4, 18, zeroblob(32))", ())],
+        None,
+        FaultKind.TREE,
+    ),
+    "a changed root": ([("UPDATE log_head SET root = zeroblob(32)", ())], None, FaultKind.HEAD),
+    "the head gone": ([("DELETE FROM log_head", ())], None, FaultKind.FILE),
+    "a changed highest time": ([("UPDATE log_head SET high_wall_ns = 5", ())], None, FaultKind.HEAD),
+    "a changed projection": (
+        [("UPDATE holders SET holder = x'00' WHERE port = 7005", ())],
+        None,
+        FaultKind.PROJECTION,
+    ),
+    "a row too many in a projection": (
+        [("INSERT INTO changes VALUES (400, 7)", ())],
+        None,
+        FaultKind.PROJECTION,
+    ),
+    "a projection's version": ([("UPDATE log_projections SET version = 3", ())], None, FaultKind.PROJECTION),
+    "a projection's table gone": ([("DROP TABLE changes", ())], None, FaultKind.PROJECTION),
+    "an index gone": (
+        [("DROP INDEX idx_log_records_source_sequence_part", ())],
+        None,
+        FaultKind.LAYOUT,
+    ),
+    "a trigger on a projection": (
+        [("CREATE TRIGGER sly AFTER INSERT ON holders BEGIN DELETE FROM changes; END", ())],
+        None,
+        FaultKind.LAYOUT,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_damage_is_found_where_it_is(path: Path, forged: sqlite3.Connection, case: str) -> None:
+    statements, position, kind = CASES[case]
+    for statement, parameters in statements:
+        forged.execute(statement, parameters)
+    put_guards_back(forged)
+    report = check(path)
+    assert report.first is not None
+    assert (report.first.position, report.first.kind) == (position, kind), report.faults
+
+
+def test_one_changed_record_is_one_fault_in_the_tree(path: Path, forged: sqlite3.Connection) -> None:
+    forged.execute("UPDATE log_records SET bytes = ? WHERE position = 17", (OTHER,))
+    put_guards_back(forged)
+    kinds = [fault.kind for fault in check(path).faults]
+    assert kinds.count(FaultKind.LEAF) == 1
+    assert FaultKind.TREE not in kinds
+
+
+def test_missing_triggers_are_named(path: Path, forged: sqlite3.Connection) -> None:
+    faults = check(path).faults
+    assert len(faults) == 10
+    assert {fault.kind for fault in faults} == {FaultKind.LAYOUT}
+
+
+def test_more_faults_than_are_listed_are_counted(path: Path, forged: sqlite3.Connection) -> None:
+    forged.execute("UPDATE log_records SET type = 99")
+    put_guards_back(forged)
+    report = check(path)
+    assert len(report.faults) == 100
+    assert report.faults_not_listed == 200
+    assert not report.clean
+
+
+def test_a_clock_set_back_in_silence_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.sqlite"
+    with Log.open(path, projections=[Holders()]) as log:
+        log.append([held(10), held(11)])
+        # What an append without the check would have written: honest bytes, an honest tree, a false time.
+        log._tail = type(log._tail)(log._tail.frontier, log._tail.root, None, log._tail.sources)
+        log.append([make_record(12, wall_ns=START_NS)])
+        log._connection.execute("UPDATE log_head SET high_wall_ns = ?", (START_NS + 11 * 10**9,))
+    report = check(path)
+    assert report.first is not None
+    assert (report.first.position, report.first.kind) == (2, FaultKind.CLOCK)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_page_of_noise_is_found_and_nothing_breaks(path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    data = bytearray(path.read_bytes())
+    page = chance.randrange(1, len(data) // 4096)
+    data[page * 4096 : (page + 1) * 4096] = chance.randbytes(4096)
+    path.write_bytes(data)
+    try:
+        report = check(path)
+    except LogUnreadable:
+        return  # SQLite's own tables are hit: nothing can be said but that.
+    assert not report.clean

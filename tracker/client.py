@@ -1,0 +1,182 @@
+"""The worker's side of the tracker: the outbox on the disk, the talk, and the socket around them.
+
+Rule 1: a message is in the outbox before it is sent, and leaves it when its answer was handed out. Rule 2:
+nothing here waits: the caller polls `socket` and calls `tick` at `next_deadline`.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, Self
+
+import zmq
+
+from tracker.clock import read_clock
+from tracker.conversation import Answer, Conversation, OutboxOutdated, inherited
+from tracker.instant import Instant
+from tracker.messages import (
+    REPLY_LIMIT,
+    ClaimPort,
+    Durable,
+    GetStatus,
+    Request,
+    Status,
+    Volatile,
+    decode_body,
+    decode_reply,
+    encode_body,
+    encode_request,
+)
+from tracker.outbox import LIMIT, Outbox, OutboxFull, OutboxLocked, OutboxUnreadable
+
+__all__ = [
+    "Answer",
+    "OutboxFull",
+    "OutboxLocked",
+    "OutboxOutdated",
+    "OutboxUnreadable",
+    "TrackerClient",
+    "ask_status",
+]
+
+_RETRY_NS: Final = 100_000_000
+"""How soon to try again what the socket would not take."""
+
+
+class TrackerClient:
+    """One worker's connection. Use `open`; not for several threads."""
+
+    def __init__(self, endpoint: str, outbox: Outbox, conversation: Conversation) -> None:
+        self._outbox = outbox
+        self._conversation = conversation
+        self._answered: list[int] = []
+        self._blocked_until_ns = 0
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket = _dealer(self._context, endpoint)
+
+    @classmethod
+    def open(cls, endpoint: str, *, worker: str, outbox: Path, now: Instant, limit: int = LIMIT) -> Self:
+        """Connects, now or when the tracker is there. OutboxLocked, OutboxUnreadable."""
+        box = Outbox.open(outbox, worker=worker, now_ns=now.wall_ns, limit=limit)
+        left = [
+            (sequence, inherited(decode_body(message), wall_ns))
+            for sequence, wall_ns, message in box.messages()
+        ]
+        return cls(endpoint, box, Conversation(worker, box.incarnation, box.next_sequence, left))
+
+    @property
+    def pending(self) -> int:
+        """How many messages wait for their answer."""
+        return len(self._conversation)
+
+    @property
+    def room_for_claims(self) -> bool:
+        """Whether a ClaimPort may be submitted; reports have a reserve."""
+        return self._outbox.room_for_claims
+
+    def submit(self, message: Durable, now: Instant) -> int:
+        """Its sequence; on the disk when it returns. OutboxFull: nothing was kept."""
+        return self.submit_all([message], now)[0]
+
+    def submit_all(self, messages: Iterable[Durable], now: Instant) -> list[int]:
+        """The same for several, with one fsync: all of them or none."""
+        batch = list(messages)
+        if not batch:
+            return []
+        if not self.room_for_claims and any(isinstance(message, ClaimPort) for message in batch):
+            raise OutboxFull(f"{self._outbox.path}: what room is left is for reports")
+        self._outbox.put([encode_body(message) for message in batch], now.wall_ns)
+        sequences = [self._conversation.submit(message, now) for message in batch]
+        self._send_due(now)
+        return sequences
+
+    def send(self, message: Volatile, now: Instant) -> bool:
+        """Once, if the tracker is connected; whether it was."""
+        return self._send_frame(self._conversation.volatile(message, now))
+
+    def receive(self, now: Instant) -> list[Answer]:
+        """Everything that has come. ProtocolError: whoever answers is no tracker; OutboxOutdated."""
+        answers: list[Answer] = []
+        while (frame := self._next_frame()) is not None:
+            answer = self._conversation.receive(frame, now)
+            if answer is not None:
+                answers.append(answer)
+        self._answered.extend(answer.sequence for answer in answers if answer.sequence)
+        self.tick(now)
+        return answers
+
+    def tick(self, now: Instant) -> None:
+        """Sends what is due, and clears the outbox of what was answered."""
+        if self._conversation.renumbered:
+            self._outbox.rename(self._conversation.incarnation)
+            self._conversation.renumbered = False
+        if self._answered:
+            self._clear()
+        self._send_due(now)
+
+    def next_deadline(self) -> int | None:
+        """When `tick` has something to do, by the monotonic clock."""
+        due_ns = self._conversation.next_deadline()
+        return None if due_ns is None else max(due_ns, self._blocked_until_ns)
+
+    def close(self) -> None:
+        """Ends the connection; what is unanswered stays in the outbox."""
+        if self._answered:
+            self._clear()
+        self.socket.close(linger=0)
+        self._context.term()
+        self._outbox.close()
+
+    def _clear(self) -> None:
+        try:
+            self._outbox.remove(self._answered)
+        except OutboxFull:
+            return  # the disk is full even for that: they stay, to be cleared, or answered again
+        self._answered.clear()
+
+    def _send_due(self, now: Instant) -> None:
+        if now.monotonic_ns < self._blocked_until_ns:
+            return
+        for sequence, frame in self._conversation.due(now):
+            if not self._send_frame(frame):
+                self._blocked_until_ns = now.monotonic_ns + _RETRY_NS
+                return
+            self._conversation.sent(sequence, now)
+
+    def _send_frame(self, frame: bytes) -> bool:
+        try:
+            self.socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def _next_frame(self) -> bytes | None:
+        try:
+            parts = self.socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        return b"".join(parts)  # a tracker sends one part; anything else will not decode
+
+
+def ask_status(endpoint: str, timeout_s: float) -> Status | None:
+    """How the tracker at `endpoint` stands; None if none answers in time."""
+    now = read_clock()
+    with zmq.Context() as context, _dealer(context, endpoint, immediate=False) as socket:
+        socket.send(encode_request(Request("reader", 0, 0, 0, 0, now.wall_ns, GetStatus())))
+        if not socket.poll(round(timeout_s * 1000)):
+            return None
+        body = decode_reply(socket.recv()).body
+        return body if isinstance(body, Status) else None
+
+
+def _dealer(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, immediate: bool = True
+) -> zmq.Socket[bytes]:
+    socket = context.socket(zmq.DEALER)
+    socket.set(zmq.LINGER, 0)
+    # Nothing is queued while the tracker is away: a claim must not be granted a minute after it was made.
+    socket.set(zmq.IMMEDIATE, int(immediate))
+    socket.set(zmq.RECONNECT_IVL, 50)
+    socket.set(zmq.RECONNECT_IVL_MAX, 500)
+    socket.set(zmq.MAXMSGSIZE, REPLY_LIMIT)
+    socket.connect(endpoint)
+    return socket

@@ -1,0 +1,238 @@
+"""The configuration file: one TOML file for all commands, checked whole before anything starts.
+
+Rule 1: what is wrong is a ConfigurationError with one line for each problem: file, key, reason. Rule 2:
+unknown keys are refused, and so is a setting that would have no effect. Rule 3: what is loaded never changes.
+"""
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+
+from tracker.events import Policy, PortRange, ServiceDefinition, Sharing
+
+PROTOCOLS: Final = {"tcp": 6, "udp": 17}
+IPC: Final = "ipc://"
+_IPC_PATH_LIMIT: Final = 100  # sun_path has 108 octets; libzmq wants some of them
+_SERVICE_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
+
+
+class Problem(BaseModel):
+    """One thing that is wrong; `key` is empty where it is the file itself."""
+
+    model_config = ConfigDict(frozen=True)
+    file: Path
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.key}: {self.reason}" if self.key else f"{self.file}: {self.reason}"
+
+
+class ConfigurationError(Exception):
+    """The file can't be used. Its text has one line for each problem."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+
+def ports_from_text(text: object) -> PortRange:
+    """`udp/7648`, `tcp/7648-7649`; ValueError for anything else."""
+    if not isinstance(text, str) or not (found := re.fullmatch(r"(tcp|udp)/(\d{1,5})(?:-(\d{1,5}))?", text)):
+        raise ValueError(f"{text!r} is no port or range like 'udp/7648' or 'tcp/7648-7649'")
+    protocol, first, last = found.groups()
+    numbers = int(first), int(last or first)
+    if not 1 <= numbers[0] <= numbers[1] <= 0xFFFF:
+        raise ValueError(f"{text!r} is not within 1 to 65535, lower port first")
+    return PortRange(PROTOCOLS[protocol], *numbers)
+
+
+def ports_to_text(ports: PortRange) -> str:
+    """The inverse of `ports_from_text`."""
+    name = {number: name for name, number in PROTOCOLS.items()}[ports.protocol]
+    return f"{name}/{ports.first}" + (f"-{ports.last}" if ports.last != ports.first else "")
+
+
+def address_from_text(text: object) -> bytes:
+    """Four octets from `192.0.2.1`; ValueError for anything else, IPv6 too."""
+    if not isinstance(text, str):
+        raise ValueError(f"{text!r} is no IPv4 address")  # noqa: TRY004 (pydantic turns ValueError into a problem)
+    return ipaddress.IPv4Address(text).packed
+
+
+def _ipc_endpoint(text: str) -> str:
+    if not text.startswith(IPC + "/"):
+        raise ValueError(f"{text!r} is no 'ipc:///path'; tcp comes with its security, later")
+    if len(text.removeprefix(IPC).encode()) > _IPC_PATH_LIMIT:
+        raise ValueError(f"the path of a local socket is at most {_IPC_PATH_LIMIT} octets long")
+    return text
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError(f"'{path}' is no absolute path")
+    return path
+
+
+Ports = Annotated[PortRange, PlainValidator(ports_from_text)]
+IPv4 = Annotated[bytes, PlainValidator(address_from_text)]
+Ipc = Annotated[str, AfterValidator(_ipc_endpoint)]
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+Seconds = Annotated[float, Field(strict=True, ge=0.1, le=86_400, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """What every section is: unchangeable, and without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrackerSection(Section):
+    """[tracker]: where it listens and keeps its log. `reader_endpoint` takes questions, no commands."""
+
+    endpoint: Ipc = "ipc:///run/porthold/tracker.ipc"
+    reader_endpoint: Ipc = "ipc:///run/porthold/reader.ipc"
+    log: AbsolutePath = Path("/var/lib/porthold/log.sqlite")
+    lease_s: Seconds = 10.0
+    alive_s: Seconds = 5.0
+
+
+class ServiceSection(Section):
+    """[services.NAME]: what is forwarded together; the profile says what need not be written down."""
+
+    profile: Literal["cuseeme", "plain"] = "plain"
+    control: tuple[Ports, ...] = ()
+    forward: tuple[Ports, ...] = ()
+    policy: Policy = Policy.FIRST
+    sharing: Sharing = Sharing.EXCLUSIVE
+    idle_s: Seconds = 300.0
+
+    def definition(self, name: str) -> ServiceDefinition:
+        """The service as the tracker hears of it, the profile's defaults filled in."""
+        control, forward = PROFILES[self.profile]
+        return ServiceDefinition(
+            name,
+            self.control or control,
+            self.forward or forward,
+            self.policy,
+            self.sharing,
+            round(self.idle_s * 1000),
+        )
+
+
+PROFILES: Final[dict[str, tuple[tuple[PortRange, ...], tuple[PortRange, ...]]]] = {
+    "plain": ((), ()),
+    "cuseeme": (
+        (PortRange(17, 7648, 7648),),
+        (PortRange(17, 7648, 7649), PortRange(6, 7648, 7649), PortRange(17, 24032, 24032)),
+    ),
+}
+"""Control and forward ports of each profile."""
+
+
+class TrackerFile(Section):
+    """The whole file as far as the tracker cares; the rewriter's subclass says what [gateway] is."""
+
+    tracker: TrackerSection = TrackerSection()
+    services: dict[str, ServiceSection] = {}
+    gateway: Any = None
+
+    def service_definitions(self) -> tuple[ServiceDefinition, ...]:
+        """All services, in the order of the file."""
+        return tuple(section.definition(name) for name, section in self.services.items())
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, reason) of what no single value shows; a subclass adds to it."""
+        if self.tracker.endpoint == self.tracker.reader_endpoint:
+            yield "tracker.reader_endpoint", "is the same as tracker.endpoint"
+        for name, section in self.services.items():
+            yield from _service_problems(f"services.{name}", name, section)
+        yield from _overlaps(self.service_definitions())
+
+
+Model = TypeVar("Model", bound=TrackerFile)
+
+
+def load(path: Path, model: type[Model], *, writing: Sequence[str] = ()) -> Model:
+    """The file at `path`; raises ConfigurationError.
+
+    `writing`: keys of paths and endpoints that this process is going to create: their directories must be
+    there and writable.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
+        raise ConfigurationError([Problem(file=path, key="", reason=reason or str(error))]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError([Problem(file=path, key="", reason=f"no TOML: {error}")]) from error
+    try:
+        loaded = model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigurationError([_problem(path, fault) for fault in error.errors()]) from error
+    found = [*loaded.problems(), *(fault for key in writing for fault in _unwritable(loaded, key))]
+    if found:
+        raise ConfigurationError([Problem(file=path, key=key, reason=reason) for key, reason in found])
+    return loaded
+
+
+def _problem(path: Path, fault: Any) -> Problem:  # noqa: ANN401 (pydantic's ErrorDetails is no public type)
+    key = ""
+    for part in fault["loc"]:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+    match fault["type"]:
+        case "extra_forbidden":
+            reason = "is not known"
+        case "missing":
+            reason = "is missing"
+        case _:
+            reason = fault["msg"].removeprefix("Value error, ")
+    return Problem(file=path, key=key, reason=reason)
+
+
+def _service_problems(key: str, name: str, section: ServiceSection) -> Iterator[tuple[str, str]]:
+    if not _SERVICE_NAME.fullmatch(name):
+        yield key, "a service is called by up to 32 small letters, digits and hyphens, a letter first"
+    definition = section.definition(name)
+    if not definition.control:
+        yield f"{key}.control", f"is missing, and the profile {section.profile!r} has no default"
+    if not definition.forward:
+        yield f"{key}.forward", f"is missing, and the profile {section.profile!r} has no default"
+    if section.policy is not Policy.FIRST:
+        yield f"{key}.policy", f"{section.policy.value!r} is not supported yet, only 'first'"
+    if section.sharing is not Sharing.EXCLUSIVE:
+        yield f"{key}.sharing", f"{section.sharing.value!r} is not supported yet, only 'exclusive'"
+
+
+def _overlaps(services: tuple[ServiceDefinition, ...]) -> Iterator[tuple[str, str]]:
+    for use in ("control", "forward"):
+        seen: list[tuple[str, PortRange]] = []
+        for service in services:
+            for index, ports in enumerate(getattr(service, use)):
+                key = f"services.{service.name}.{use}[{index}]"
+                for other_key, other in seen:
+                    if _overlap(ports, other):
+                        yield key, f"{ports_to_text(ports)} is also in {other_key} ({ports_to_text(other)})"
+                seen.append((key, ports))
+
+
+def _overlap(one: PortRange, other: PortRange) -> bool:
+    return one.protocol == other.protocol and one.first <= other.last and other.first <= one.last
+
+
+def _unwritable(loaded: TrackerFile, key: str) -> Iterator[tuple[str, str]]:
+    value: object = reduce(getattr, key.split("."), loaded)
+    path = Path(str(value).removeprefix(IPC))
+    if not path.parent.is_dir():
+        yield key, f"there is no directory '{path.parent}'"
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        yield key, f"the directory '{path.parent}' is not writable for this user"
+    elif path.is_dir():
+        yield key, f"'{path}' is a directory"

@@ -1,0 +1,410 @@
+"""What the log says: the events, their numbers, and their way into records and back.
+
+Rule 1: a number, once in a log, keeps its meaning for ever; a changed event gets a new schema version and an
+upcast here. Numbers below 16 are the eventlog's own. Rule 2: an event holds what happened, never what follows
+from it: `ownership.apply` and the projections derive the rest. Rule 3: a worker's report is recorded in the
+words in which it was said, so reports are events of this file and `messages` sends them as they are.
+"""
+
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+from eventlog.record import CLOCK_STEPPED, Record, Source, Value
+from tracker.shapes import (
+    Address,
+    Count,
+    Mac,
+    Milliseconds,
+    Name,
+    Nanoseconds,
+    Port,
+    Protocol,
+    ProtocolError,
+    Text,
+    pack,
+    unpack,
+)
+
+SCHEMA: Final = 1
+TRACKER: Final = "tracker"
+"""Source name of what the tracker itself says; no worker may bear it."""
+
+
+class Policy(enum.StrEnum):
+    """Who gets a resource that several hosts want."""
+
+    FIRST = "first"
+    FIXED = "fixed"
+    LAST = "last"
+
+
+class Sharing(enum.StrEnum):
+    """Whether a service of one public address is one resource, or one for each remote peer."""
+
+    EXCLUSIVE = "exclusive"
+    PER_PEER = "per-peer"
+
+
+class Ending(enum.StrEnum):
+    """Why a binding came to its end."""
+
+    IDLE = "idle"
+    HANG_UP = "hang-up"
+    RELEASE = "release"
+    REVOKE = "revoke"
+    TAKE_OVER = "take-over"
+    ADDRESS_CHANGED = "address-changed"
+    LATE = "late"
+    """The grant came after the worker had given the claim up."""
+    LOST = "lost"
+    """The kernel no longer held it when a worker came to look."""
+    STOPPED = "stopped"
+    """The worker was told to stop and to take its bindings along."""
+
+
+class SessionEnding(enum.StrEnum):
+    REOPENED = "reopened"
+    """The same worker began anew."""
+    TAKE_OVER = "take-over"
+    LEASE_ENDED = "lease-ended"
+    """Another worker came after the lease had run out."""
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Ports first..last, both included, of one IP protocol."""
+
+    protocol: Protocol
+    first: Port
+    last: Port
+
+    def __post_init__(self) -> None:
+        if self.first > self.last:
+            raise ValueError(f"ports {self.first}-{self.last} run backwards")
+
+    def __contains__(self, item: object) -> bool:
+        """Whether (protocol, port) is one of them."""
+        match item:
+            case (int(protocol), int(port)):
+                return protocol == self.protocol and self.first <= port <= self.last
+            case _:
+                return False
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceDefinition:
+    """What is forwarded together, as the worker's configuration says."""
+
+    name: Name
+    control: tuple[PortRange, ...]
+    forward: tuple[PortRange, ...]
+    policy: Policy
+    sharing: Sharing
+    idle_ms: Milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """What at most one binding holds at a time; `peer` only in per-peer sharing."""
+
+    gateway: Name
+    public_address: Address
+    service: Name
+    peer: Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerStarted:
+    """`run` counts the starts on this log; `previous_alive_ns`: when the last run was last known to live."""
+
+    run: Count
+    version: Text
+    boot: Text
+    previous_alive_ns: Nanoseconds | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerStopped:
+    """A clean end: everything received was answered."""
+
+    run: Count
+
+
+@dataclass(frozen=True, slots=True)
+class ClockStepped:
+    """The tracker's wall clock jumped: it showed `to_ns` where `from_ns` was due."""
+
+    from_ns: Nanoseconds
+    to_ns: Nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsMissed:
+    """Messages of a worker that no log holds; `last_sequence` None: nobody knows how many.
+
+    `since_ns`: a time from which on everything of that worker may be missing (None: since ever).
+    """
+
+    worker: Name
+    incarnation: Count
+    first_sequence: Count
+    last_sequence: Count | None
+    since_ns: Nanoseconds | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceDefined:
+    gateway: Name
+    service: ServiceDefinition
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRemoved:
+    gateway: Name
+    name: Name
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpened:
+    """A worker speaks for a gateway from here on; `epoch` is its fencing token."""
+
+    gateway: Name
+    epoch: Count
+    worker: Name
+    host: Text
+    public_addresses: tuple[Address, ...]
+    lease_ms: Milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRefused:
+    """`worker` wanted the gateway while the session `epoch` of another one ran; said once for each epoch."""
+
+    gateway: Name
+    epoch: Count
+    worker: Name
+    host: Text
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnded:
+    gateway: Name
+    epoch: Count
+    worker: Name
+    reason: SessionEnding
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """The lease ran out; nothing was heard since `last_heard_ns` (the tracker's wall clock)."""
+
+    gateway: Name
+    epoch: Count
+    worker: Name
+    last_heard_ns: Nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReturned:
+    gateway: Name
+    epoch: Count
+    worker: Name
+    lost_since_ns: Nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class PortBound:
+    """From here on `holder` holds `resource`; the rest says by which packet it was claimed."""
+
+    binding: Count
+    resource: Resource
+    holder: Address
+    mac: Mac | None
+    epoch: Count
+    protocol: Protocol
+    source_port: Port
+    destination: Address
+    destination_port: Port
+
+
+@dataclass(frozen=True, slots=True)
+class PortRefused:
+    """`claimant` was refused what `binding` holds: the first time; what follows is only counted."""
+
+    binding: Count
+    claimant: Address
+    mac: Mac | None
+    protocol: Protocol
+    source_port: Port
+    destination: Address
+    destination_port: Port
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalsEnded:
+    """How often `claimant` was refused while `binding` lasted; after a tracker restart a lower bound."""
+
+    binding: Count
+    claimant: Address
+    count: Count
+    last_ns: Nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class PortUnbound:
+    """The resource is free; always after the worker said that the kernel has nothing of it any more."""
+
+    binding: Count
+    reason: Ending
+
+
+@dataclass(frozen=True, slots=True)
+class BindingInstalled:
+    """Report: the kernel forwards for this binding since `installed_ns`."""
+
+    gateway: Name
+    epoch: Count
+    binding: Count
+    installed_ns: Nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class BindingWithdrawn:
+    """Report: the kernel has nothing of this binding any more; counters are those of its last second."""
+
+    gateway: Name
+    epoch: Count
+    binding: Count
+    reason: Ending
+    withdrawn_ns: Nanoseconds
+    last_packet_ns: Nanoseconds | None
+    packets: Count | None
+    octets: Count | None
+
+
+@dataclass(frozen=True, slots=True)
+class HolderNamed:
+    """Report: what the holder's packets call their user."""
+
+    gateway: Name
+    epoch: Count
+    binding: Count
+    user_name: Text
+
+
+@dataclass(frozen=True, slots=True)
+class KernelStateRestored:
+    """Report: someone removed our kernel state (`what`); it was last seen at `lost_since_ns`."""
+
+    gateway: Name
+    epoch: Count
+    what: Text
+    lost_since_ns: Nanoseconds
+    restored_ns: Nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class PublicAddressChanged:
+    """Report: the gateway's public address went (`old`), came (`new`), or both."""
+
+    gateway: Name
+    epoch: Count
+    old: Address | None
+    new: Address | None
+    observed_ns: Nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class QueueOverflowed:
+    """Report: the kernel dropped `dropped` packets because our queue `queue` was full."""
+
+    gateway: Name
+    epoch: Count
+    queue: Text
+    dropped: Count
+    observed_ns: Nanoseconds
+
+
+Report = (
+    BindingInstalled
+    | BindingWithdrawn
+    | HolderNamed
+    | KernelStateRestored
+    | PublicAddressChanged
+    | QueueOverflowed
+)
+Event = (
+    TrackerStarted
+    | TrackerStopped
+    | ClockStepped
+    | RecordsMissed
+    | ServiceDefined
+    | ServiceRemoved
+    | SessionOpened
+    | SessionRefused
+    | SessionEnded
+    | WorkerLost
+    | WorkerReturned
+    | PortBound
+    | PortRefused
+    | RefusalsEnded
+    | PortUnbound
+    | Report
+)
+
+TYPES: Final[dict[int, type[Event]]] = {
+    CLOCK_STEPPED: ClockStepped,
+    16: TrackerStarted,
+    17: TrackerStopped,
+    18: RecordsMissed,
+    20: ServiceDefined,
+    21: ServiceRemoved,
+    24: SessionOpened,
+    25: SessionRefused,
+    26: SessionEnded,
+    27: WorkerLost,
+    28: WorkerReturned,
+    32: PortBound,
+    33: PortRefused,
+    34: RefusalsEnded,
+    35: PortUnbound,
+    40: BindingInstalled,
+    41: BindingWithdrawn,
+    42: HolderNamed,
+    43: KernelStateRestored,
+    44: PublicAddressChanged,
+    45: QueueOverflowed,
+}
+NUMBERS: Final[dict[type[Event], int]] = {event: number for number, event in TYPES.items()}
+
+
+def to_record(event: Event, *, wall_ns: int, source: Source, nonce: bytes) -> Record:
+    """The record that says `event`: `wall_ns` by the tracker's clock, the worker's own time beside it."""
+    fields: tuple[Value, ...] = pack(event)
+    return Record(SCHEMA, NUMBERS[type(event)], wall_ns, reported_ns(event), source, nonce, fields)
+
+
+def from_record(record: Record) -> Event:
+    """The event a record says; ProtocolError if this version does not know it."""
+    if record.schema != SCHEMA:
+        raise ProtocolError("schema", f"{record.schema} is not known here, only {SCHEMA}")
+    if record.type not in TYPES:
+        raise ProtocolError("type", f"{record.type} is no event of schema {SCHEMA}")
+    return unpack(TYPES[record.type], record.fields)
+
+
+def reported_ns(event: Event) -> int | None:
+    """The worker's own wall time of what it reports; None where the tracker is the source."""
+    match event:
+        case BindingInstalled():
+            return event.installed_ns
+        case BindingWithdrawn():
+            return event.withdrawn_ns
+        case KernelStateRestored():
+            return event.restored_ns
+        case PublicAddressChanged() | QueueOverflowed():
+            return event.observed_ns
+        case _:
+            return None

@@ -1,0 +1,297 @@
+"""The tracker without its socket and its disk: frames in; records, answers and frames out.
+
+Rule 1: the same frames at the same times give the same bytes (chance comes in as `nonce`). Rule 2: what
+`take` gives is one batch: its records and answers are appended before one of its frames is sent; if the
+append fails, this machine's state is a lie and must go. Rule 3: the messages of a worker are decided in the
+order of their sequence, each once; a repeat gets the bytes of the first answer. Rule 4: what can never come
+any more is said in a record (RecordsMissed), what may still come is asked for (ResendFrom). Rule 5: frames
+that are no messages are counted and dropped, whatever is in them.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+from eventlog.record import Record, Source
+from tracker import messages, ownership
+from tracker.events import TRACKER, Event, RecordsMissed, from_record, to_record
+from tracker.instant import Instant
+from tracker.messages import (
+    BINDINGS_LIMIT,
+    Acknowledged,
+    ClaimGranted,
+    ClaimRefused,
+    GetStatus,
+    Heartbeat,
+    OutboxSuperseded,
+    Reply,
+    ReplyBody,
+    Request,
+    ResendFrom,
+    SessionView,
+    Status,
+    decode_request,
+    encode_reply,
+)
+from tracker.ownership import Command, Decision, FromWorker, PassTime, Start, State, Stop
+from tracker.shapes import ProtocolError
+
+Peer = Hashable
+"""Where a frame came from, and its answer goes to."""
+
+_COUNTED: Final[dict[type, str]] = {
+    ClaimGranted: "claims granted",
+    ClaimRefused: "claims refused",
+    Acknowledged: "reports acknowledged",
+}
+
+
+@dataclass(slots=True)
+class Heard:
+    """The last message taken of a worker; `told_ns`: not later than when it was submitted."""
+
+    incarnation: int
+    sequence: int
+    told_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The first answer to a message: kept, so that a repeat gets it again."""
+
+    worker: str
+    incarnation: int
+    sequence: int
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The worker has the answers up to `through`; they may be forgotten."""
+
+    worker: str
+    incarnation: int
+    through: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is appended together, and what is sent once it is there."""
+
+    records: list[Record] = field(default_factory=list)
+    answers: list[Answered] = field(default_factory=list)
+    seen: dict[str, Seen] = field(default_factory=dict)
+    frames: list[tuple[Peer, bytes]] = field(default_factory=list)
+
+    @property
+    def durable(self) -> bool:
+        """Whether there is something that must be on the disk before the frames go out."""
+        return bool(self.records or self.answers)
+
+
+class Machine:
+    """Drive it with `recover`, `start`, then `receive`, `pass_time` and `take`; at last `stop`."""
+
+    def __init__(
+        self,
+        state: State,
+        *,
+        version: str,
+        nonce: Callable[[], bytes],
+        stored_answer: Callable[[str, int, int], bytes | None],
+    ) -> None:
+        self.state = state
+        self.counters: Counter[str] = Counter()
+        self._version = version
+        self._nonce = nonce
+        self._stored_answer = stored_answer
+        self._heard: dict[str, Heard] = {}
+        self._batch = Batch()
+        self._answers: dict[tuple[str, int, int], bytes] = {}
+        self._own_sequence = 0
+        self._size = 0
+        self._started_ns = 0
+        self._now: Instant | None = None
+
+    def recover(self, records: Iterable[Record], latest: Iterable[tuple[str, int, int]]) -> Self:
+        """Folds the log, and goes on after `latest`: each worker's name, incarnation and last sequence."""
+        told_ns: dict[str, int] = {}
+        for record in records:
+            ownership.apply(self.state, from_record(record), record.wall_ns)
+            told_ns[record.source.name] = min(record.wall_ns, record.reported_ns or record.wall_ns)
+            self._size += 1
+        for name, incarnation, sequence in latest:
+            self._heard[name] = Heard(incarnation, sequence, told_ns.get(name, 0))
+        return self
+
+    def start(self, now: Instant, boot: str, previous_alive_ns: int | None) -> None:
+        """The tracker's first word. Leases begin anew."""
+        self._started_ns = now.wall_ns
+        self._now = now
+        self._decide_own(Start(self._version, boot, previous_alive_ns), now)
+
+    def stop(self, now: Instant) -> None:
+        """Its last one."""
+        self._decide_own(Stop(), now)
+
+    def pass_time(self, now: Instant) -> None:
+        """Whatever time alone brings about."""
+        self._now = now
+        self._decide_own(PassTime(), now)
+
+    def next_deadline(self) -> int | None:
+        """When `pass_time` is due, by the monotonic clock."""
+        return ownership.next_deadline(self.state)
+
+    def take(self) -> Batch:
+        """The batch since the last time; see Rule 2."""
+        batch, self._batch = self._batch, Batch()
+        self._answers.clear()
+        return batch
+
+    def receive(self, peer: Peer, frame: bytes, now: Instant, *, only_reading: bool = False) -> None:
+        """Takes a frame; `only_reading`: whoever sent it may ask, not command."""
+        if now != self._now:
+            self.pass_time(now)
+        try:
+            request = decode_request(frame)
+            if only_reading and not isinstance(request.body, GetStatus):
+                raise ProtocolError("role", f"a reader sent {type(request.body).__name__}")
+        except ProtocolError as error:
+            self.drop(error)
+            return
+        heard = self._heard.get(request.worker)
+        if isinstance(request.body, GetStatus):
+            self._send(peer, request, self._status(now))
+        elif heard is not None and request.incarnation < heard.incarnation:
+            self.counters["superseded"] += 1
+            self._send(peer, request, OutboxSuperseded(heard.incarnation))
+        elif isinstance(request.body, Heartbeat):
+            self.counters["heartbeats"] += 1
+            decision = self._decide(FromWorker(request.worker, request.body), now)
+            self._log(decision.events, TRACKER, self.state.run, self._next_own(), now)
+            self._reply(peer, request, decision)
+        else:
+            self._durable(peer, request, heard, now)
+
+    def drop(self, error: ProtocolError) -> None:
+        """Counts garbage by where it is wrong: few words, however many frames."""
+        place = error.field.partition(".")[0].partition("[")[0]
+        self.counters[f"garbage: {place}"] += 1
+
+    def _durable(self, peer: Peer, request: Request, heard: Heard | None, now: Instant) -> None:
+        known = heard if heard is not None and heard.incarnation == request.incarnation else None
+        last = 0 if known is None else known.sequence
+        if request.sequence <= last:
+            self._repeat(peer, request)
+            return
+        due = max(last, request.acknowledged) + 1
+        if request.sequence != due:
+            # Lost on the way, or still coming: the worker has it, so it is no hole.
+            self.counters["resends asked"] += 1
+            self._send(peer, request, ResendFrom(due))
+            return
+        missed = []
+        if heard is not None and known is None:
+            missed.append(
+                RecordsMissed(request.worker, heard.incarnation, heard.sequence + 1, None, heard.told_ns)
+            )
+        if due > last + 1:
+            # Answered by a tracker whose log is not this one (an old copy, a new file): gone for good.
+            since_ns = None if known is None else known.told_ns
+            missed.append(RecordsMissed(request.worker, request.incarnation, last + 1, due - 1, since_ns))
+        self.counters["holes"] += len(missed)
+        self._take(peer, request, missed, now)
+
+    def _take(self, peer: Peer, request: Request, missed: list[RecordsMissed], now: Instant) -> None:
+        body = request.body
+        if isinstance(body, Heartbeat | GetStatus):
+            raise TypeError(f"{type(body).__name__} has no sequence")
+        # Later messages were submitted after this one, which may have waited long in the outbox.
+        told_ns = max(0, now.wall_ns - request.age_ms * ownership.MILLISECOND_NS)
+        self._heard[request.worker] = Heard(request.incarnation, request.sequence, told_ns)
+        for event in missed:
+            ownership.apply(self.state, event, now.wall_ns)
+        decision = self._decide(FromWorker(request.worker, body, request.age_ms), now)
+        events = (*missed, *decision.events)
+        self._log(events, request.worker, request.incarnation, request.sequence, now)
+        self.counters[_COUNTED.get(type(decision.reply), "sessions")] += 1
+        frame = self._reply(peer, request, decision)
+        self._batch.answers.append(Answered(request.worker, request.incarnation, request.sequence, frame))
+        self._answers[request.worker, request.incarnation, request.sequence] = frame
+        if request.acknowledged:
+            seen = Seen(request.worker, request.incarnation, request.acknowledged)
+            self._batch.seen[request.worker] = seen
+
+    def _repeat(self, peer: Peer, request: Request) -> None:
+        self.counters["repeats"] += 1
+        key = (request.worker, request.incarnation, request.sequence)
+        frame = self._answers.get(key) or self._stored_answer(*key)
+        if frame is None:
+            # Forgotten, because the worker had said that it has it: any answer will do.
+            self._send(peer, request, Acknowledged())
+        else:
+            self._batch.frames.append((peer, frame))
+
+    def _decide_own(self, command: Command, now: Instant) -> None:
+        decision = self._decide(command, now)
+        if decision.events:
+            self._log(decision.events, TRACKER, self.state.run, self._next_own(), now)
+
+    def _decide(self, command: Command, now: Instant) -> Decision:
+        decision = ownership.decide(self.state, command, now)
+        for event in decision.events:
+            ownership.apply(self.state, event, now.wall_ns)
+        for change in decision.unlogged:
+            ownership.apply_unlogged(self.state, change)
+        return decision
+
+    def _next_own(self) -> int:
+        self._own_sequence += 1
+        return self._own_sequence
+
+    def _log(self, events: Iterable[Event], name: str, incarnation: int, sequence: int, now: Instant) -> None:
+        for part, event in enumerate(events):
+            source = Source(name, incarnation, sequence, part)
+            record = to_record(event, wall_ns=now.wall_ns, source=source, nonce=self._nonce())
+            self._batch.records.append(record)
+            self._size += 1
+
+    def _reply(self, peer: Peer, request: Request, decision: Decision) -> bytes:
+        if decision.reply is None:
+            raise TypeError(f"no answer to {type(request.body).__name__}")
+        return self._send(peer, request, decision.reply)
+
+    def _send(self, peer: Peer, request: Request, body: ReplyBody) -> bytes:
+        frame = encode_reply(Reply(request.incarnation, request.sequence, body))
+        self._batch.frames.append((peer, frame))
+        return frame
+
+    def _status(self, now: Instant) -> Status:
+        bindings = sorted(self.state.bindings)
+        counters = tuple(messages.Counter(name, value) for name, value in sorted(self.counters.items()))
+        return Status(
+            self._version,
+            self.state.run,
+            self._started_ns,
+            self._size,
+            tuple(self._sessions(now)),
+            tuple(self.state.bindings[number].view() for number in bindings[:BINDINGS_LIMIT]),
+            max(0, len(bindings) - BINDINGS_LIMIT),
+            counters,
+        )
+
+    def _sessions(self, now: Instant) -> Iterable[SessionView]:
+        for name, gateway in sorted(self.state.gateways.items()):
+            if (session := gateway.session) is not None:
+                left_ns = 0 if session.lost_since_ns is not None else session.deadline_ns - now.monotonic_ns
+                yield SessionView(
+                    name,
+                    session.epoch,
+                    session.worker,
+                    session.host,
+                    session.lost_since_ns is not None,
+                    max(0, left_ns) // ownership.MILLISECOND_NS,
+                    len(gateway.bindings),
+                )

@@ -1,0 +1,556 @@
+"""Who owns a port.
+
+Rule 1: every transition is here: `decide` says what happens, `apply` makes it so, replay only applies.
+Rule 2: nothing here reads a clock or does I/O; now is an argument. Rule 3: a resource is free, or one binding
+holds it; it becomes free only when a worker said that the kernel has nothing of it any more. Rule 4: an epoch
+is given once, to one worker; what an older one commands is refused, what it saw of an open binding is still
+taken, unless another worker has taken over since. Rule 5: what is not logged (leases, counts of refusals, the
+clock's offset) decides nothing that is, except that a lease ran out.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, assert_never
+
+from eventlog.record import CLOCK_TOLERANCE_NS, clock_went_back
+from tracker.events import (
+    BindingInstalled,
+    BindingWithdrawn,
+    ClockStepped,
+    Event,
+    HolderNamed,
+    KernelStateRestored,
+    Policy,
+    PortBound,
+    PortRefused,
+    PortUnbound,
+    PublicAddressChanged,
+    QueueOverflowed,
+    RecordsMissed,
+    RefusalsEnded,
+    Resource,
+    ServiceDefined,
+    ServiceDefinition,
+    ServiceRemoved,
+    SessionEnded,
+    SessionEnding,
+    SessionOpened,
+    SessionRefused,
+    Sharing,
+    TrackerStarted,
+    TrackerStopped,
+    WorkerLost,
+    WorkerReturned,
+)
+from tracker.instant import Instant
+from tracker.messages import (
+    BINDINGS_LIMIT,
+    Acknowledged,
+    BindingView,
+    ClaimGranted,
+    ClaimPort,
+    ClaimRefusal,
+    ClaimRefused,
+    CloseSession,
+    Durable,
+    Heartbeat,
+    HeartbeatAcknowledged,
+    OpenSession,
+    ReplyBody,
+    SessionDenied,
+    SessionGranted,
+    SessionOver,
+)
+
+MILLISECOND_NS: Final = 1_000_000
+
+
+# ---- what can be asked of it -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FromWorker:
+    """A message of `worker`, `age_ms` old when it was sent."""
+
+    worker: str
+    body: Durable | Heartbeat
+    age_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The tracker begins on this state; `previous_alive_ns`: its predecessor was last known to live then."""
+
+    version: str
+    boot: str
+    previous_alive_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The tracker ends, cleanly."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassTime:
+    """Nothing came; look at the leases and at the clock."""
+
+
+Command = FromWorker | Start | Stop | PassTime
+
+
+# ---- what it says ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRenewed:
+    gateway: str
+    deadline_ns: int
+    heard_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalCounted:
+    binding: int
+    claimant: bytes
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClockSeen:
+    """Wall minus monotonic: what should not jump."""
+
+    offset_ns: int
+
+
+Unlogged = LeaseRenewed | RefusalCounted | ClockSeen
+"""Changes of the state that are forgotten at a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`events` go to the log, in this order, before `reply` goes out."""
+
+    events: tuple[Event, ...] = ()
+    unlogged: tuple[Unlogged, ...] = ()
+    reply: ReplyBody | None = None
+
+
+# ---- what it remembers -----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Session:
+    """`deadline_ns`: the lease's end, monotonic; `heard_ns`: wall time of the last heartbeat."""
+
+    epoch: int
+    worker: str
+    host: str
+    public_addresses: tuple[bytes, ...]
+    lost_since_ns: int | None = None
+    refused: set[str] = field(default_factory=set)
+    deadline_ns: int = field(default=0, compare=False)
+    heard_ns: int = field(default=0, compare=False)
+
+
+@dataclass(slots=True)
+class Gateway:
+    """`epoch`, `worker`: the last given; `trusted_epoch`: the first since another worker spoke for it."""
+
+    epoch: int = 0
+    worker: str | None = None
+    trusted_epoch: int = 0
+    session: Session | None = None
+    last_ending: SessionEnding | None = None
+    services: dict[str, ServiceDefinition] = field(default_factory=dict)
+    bindings: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Refusals:
+    count: int = field(default=1, compare=False)
+    last_ns: int = field(default=0, compare=False)
+
+
+@dataclass(slots=True)
+class Binding:
+    bound: PortBound
+    since_ns: int
+    user_name: str | None = None
+    refusals: dict[bytes, Refusals] = field(default_factory=dict)
+
+    def view(self) -> BindingView:
+        bound = self.bound
+        return BindingView(
+            bound.binding, bound.resource, bound.holder, bound.mac, bound.epoch, self.since_ns, self.user_name
+        )
+
+
+@dataclass(slots=True)
+class State:
+    """Everything that decisions depend on; `highest_wall_ns` is of the records since the last clock step."""
+
+    lease_ms: int = field(compare=False)
+    run: int = 0
+    gateways: dict[str, Gateway] = field(default_factory=dict)
+    bindings: dict[int, Binding] = field(default_factory=dict)
+    held: dict[Resource, int] = field(default_factory=dict)
+    next_binding: int = 1
+    highest_wall_ns: int | None = None
+    clock_offset_ns: int | None = field(default=None, compare=False)
+
+
+# ---- decide ----------------------------------------------------------------------------------------------
+
+
+def decide(state: State, command: Command, now: Instant) -> Decision:
+    """What `command` leads to at `now`; changes nothing."""
+    stepped, seen = _look_at_clock(state, now)
+    decision = _decide(state, command, now)
+    return Decision((*stepped, *decision.events), (*seen, *decision.unlogged), decision.reply)
+
+
+def next_deadline(state: State) -> int | None:
+    """When PassTime has something to do, by the monotonic clock; None: never, as things stand."""
+    return min((session.deadline_ns for _, session in _leases(state)), default=None)
+
+
+def _decide(state: State, command: Command, now: Instant) -> Decision:
+    match command:
+        case FromWorker():
+            return _from_worker(state, command, now)
+        case Start():
+            return _start(state, command, now)
+        case Stop():
+            return Decision((TrackerStopped(state.run),))
+        case PassTime():
+            return Decision(tuple(_lost_workers(state, now)))
+        case _:
+            assert_never(command)
+
+
+def _from_worker(state: State, command: FromWorker, now: Instant) -> Decision:
+    worker = command.worker
+    match command.body:
+        case OpenSession() as body:
+            return _open_session(state, worker, body, now)
+        case CloseSession() as body:
+            return _close_session(state, worker, body)
+        case ClaimPort() as body:
+            return _claim(state, worker, body, command.age_ms, now)
+        case Heartbeat() as body:
+            return _heartbeat(state, worker, body, now)
+        case BindingInstalled() | BindingWithdrawn() | HolderNamed() as body:
+            return Decision(tuple(_report(state, worker, body)), reply=Acknowledged())
+        case KernelStateRestored() | PublicAddressChanged() | QueueOverflowed() as body:
+            return Decision((body,), reply=Acknowledged())  # a hole is a fact, whoever saw it
+        case _:
+            assert_never(command.body)
+
+
+def _look_at_clock(state: State, now: Instant) -> tuple[tuple[ClockStepped, ...], tuple[ClockSeen, ...]]:
+    offset_ns = now.wall_ns - now.monotonic_ns
+    drift_ns = 0 if state.clock_offset_ns is None else offset_ns - state.clock_offset_ns
+    # Followed in small steps, so that slewing never adds up to a jump.
+    news = state.clock_offset_ns is None or abs(drift_ns) > MILLISECOND_NS
+    seen = (ClockSeen(offset_ns),) if news else ()
+    if abs(drift_ns) > CLOCK_TOLERANCE_NS:
+        return (ClockStepped(max(0, now.wall_ns - drift_ns), now.wall_ns),), seen
+    if state.highest_wall_ns is not None and clock_went_back(state.highest_wall_ns, now.wall_ns):
+        return (ClockStepped(state.highest_wall_ns, now.wall_ns),), seen
+    return (), seen
+
+
+def _open_session(state: State, worker: str, body: OpenSession, now: Instant) -> Decision:
+    gateway = state.gateways.get(body.gateway, Gateway())
+    session = gateway.session
+    if session is not None and session.worker != worker and not body.take_over:
+        left_ns = session.deadline_ns - now.monotonic_ns
+        if session.lost_since_ns is None and left_ns > 0:
+            return _deny_session(session, worker, body, left_ns)
+    epoch = gateway.epoch + 1
+    events: list[Event] = []
+    if session is not None:
+        reason = _replaced(session, worker, now)
+        events.append(SessionEnded(body.gateway, session.epoch, session.worker, reason))
+    events.append(
+        SessionOpened(body.gateway, epoch, worker, body.host, body.public_addresses, state.lease_ms)
+    )
+    events.extend(_changed_services(gateway, body))
+    bindings = tuple(state.bindings[number].view() for number in sorted(gateway.bindings))
+    reply = SessionGranted(body.gateway, epoch, state.lease_ms, bindings)
+    return Decision(tuple(events), (_renewed(state, body.gateway, now),), reply)
+
+
+def _deny_session(session: Session, worker: str, body: OpenSession, left_ns: int) -> Decision:
+    reply = SessionDenied(body.gateway, session.worker, session.host, left_ns // MILLISECOND_NS)
+    if worker in session.refused:
+        return Decision(reply=reply)
+    return Decision((SessionRefused(body.gateway, session.epoch, worker, body.host),), reply=reply)
+
+
+def _replaced(session: Session, worker: str, now: Instant) -> SessionEnding:
+    if session.worker == worker:
+        # Always granted: whoever has the outbox's lock and this name is its only process.
+        return SessionEnding.REOPENED
+    if session.lost_since_ns is not None or session.deadline_ns <= now.monotonic_ns:
+        return SessionEnding.LEASE_ENDED
+    return SessionEnding.TAKE_OVER
+
+
+def _changed_services(gateway: Gateway, body: OpenSession) -> Iterator[Event]:
+    wanted = {service.name: service for service in body.services}
+    for name in sorted(gateway.services.keys() - wanted.keys()):
+        yield ServiceRemoved(body.gateway, name)
+    for name, service in wanted.items():
+        if gateway.services.get(name) != service:
+            yield ServiceDefined(body.gateway, service)
+
+
+def _close_session(state: State, worker: str, body: CloseSession) -> Decision:
+    if _session(state, worker, body.gateway, body.epoch) is None:
+        return Decision(reply=Acknowledged())
+    ended = SessionEnded(body.gateway, body.epoch, worker, SessionEnding.CLOSED)
+    return Decision((ended,), reply=Acknowledged())
+
+
+def _heartbeat(state: State, worker: str, body: Heartbeat, now: Instant) -> Decision:
+    session = _session(state, worker, body.gateway, body.epoch)
+    if session is None:
+        gateway = state.gateways.get(body.gateway)
+        reason = None if gateway is None else gateway.last_ending
+        return Decision(reply=SessionOver(body.gateway, body.epoch, reason))
+    lost_ns = session.lost_since_ns
+    back = () if lost_ns is None else (WorkerReturned(body.gateway, body.epoch, worker, lost_ns),)
+    reply = HeartbeatAcknowledged(body.gateway, body.epoch, body.nonce, state.lease_ms)
+    return Decision(back, (_renewed(state, body.gateway, now),), reply)
+
+
+def _claim(state: State, worker: str, body: ClaimPort, age_ms: int, now: Instant) -> Decision:
+    refusal = _unfit(state, worker, body, age_ms)
+    if refusal is not None:
+        return Decision(reply=ClaimRefused(refusal, None, None))
+    resource = Resource(body.gateway, body.public_address, body.service, body.peer)
+    number = state.held.get(resource)
+    if number is None:
+        return _bind(state, body, resource, now)
+    binding = state.bindings[number]
+    if binding.bound.holder == body.holder:
+        return Decision(reply=ClaimGranted(binding.view()))
+    reply = ClaimRefused(ClaimRefusal.HELD, binding.bound.holder, number)
+    if body.holder in binding.refusals:
+        # A flood of claims fills no log: the first is a record, the rest a count.
+        return Decision(unlogged=(RefusalCounted(number, body.holder, now.wall_ns),), reply=reply)
+    refused = PortRefused(
+        number,
+        body.holder,
+        body.mac,
+        body.protocol,
+        body.source_port,
+        body.destination,
+        body.destination_port,
+    )
+    return Decision((refused,), reply=reply)
+
+
+def _unfit(  # noqa: PLR0911 (one return for each reason, in the order of their precedence)
+    state: State, worker: str, body: ClaimPort, age_ms: int
+) -> ClaimRefusal | None:
+    if age_ms > body.claim_timeout_ms:
+        return ClaimRefusal.STALE
+    session = _session(state, worker, body.gateway, body.epoch)
+    if session is None:
+        return ClaimRefusal.STALE_EPOCH
+    if body.public_address not in session.public_addresses:
+        return ClaimRefusal.UNKNOWN_ADDRESS
+    gateway = state.gateways[body.gateway]
+    service = gateway.services.get(body.service)
+    if service is None:
+        return ClaimRefusal.UNKNOWN_SERVICE
+    if (service.sharing is Sharing.PER_PEER) != (body.peer is not None):
+        return ClaimRefusal.WRONG_SHARING
+    if service.policy is not Policy.FIRST:
+        return ClaimRefusal.UNSUPPORTED_POLICY
+    return None
+
+
+def _bind(state: State, body: ClaimPort, resource: Resource, now: Instant) -> Decision:
+    if len(state.gateways[body.gateway].bindings) >= BINDINGS_LIMIT:
+        return Decision(reply=ClaimRefused(ClaimRefusal.FULL, None, None))
+    bound = PortBound(
+        state.next_binding,
+        resource,
+        body.holder,
+        body.mac,
+        body.epoch,
+        body.protocol,
+        body.source_port,
+        body.destination,
+        body.destination_port,
+    )
+    return Decision((bound,), reply=ClaimGranted(Binding(bound, now.wall_ns).view()))
+
+
+def _report(
+    state: State, worker: str, body: BindingInstalled | BindingWithdrawn | HolderNamed
+) -> Iterator[Event]:
+    gateway = state.gateways.get(body.gateway)
+    binding = state.bindings.get(body.binding)
+    if gateway is None or binding is None or binding.bound.resource.gateway != body.gateway:
+        return  # said twice, or of a binding that is over: nothing new
+    if gateway.worker != worker or not gateway.trusted_epoch <= body.epoch <= gateway.epoch:
+        return  # another worker has taken over: it speaks for this binding now
+    match body:
+        case BindingInstalled():
+            yield body
+        case HolderNamed():
+            if body.user_name != binding.user_name:
+                yield body
+        case BindingWithdrawn():
+            yield body
+            for claimant, refusals in sorted(binding.refusals.items()):
+                yield RefusalsEnded(body.binding, claimant, refusals.count, refusals.last_ns)
+            yield PortUnbound(body.binding, body.reason)
+        case _:
+            assert_never(body)
+
+
+def _start(state: State, command: Start, now: Instant) -> Decision:
+    started = TrackerStarted(state.run + 1, command.version, command.boot, command.previous_alive_ns)
+    alive_ns = command.previous_alive_ns or 0
+    # A full period for everybody, never a shorter one: while the tracker was away nobody could renew.
+    leases = tuple(
+        LeaseRenewed(
+            name,
+            now.monotonic_ns + state.lease_ms * MILLISECOND_NS,
+            # Whoever was not lost then had been heard within the lease before.
+            max(session.heard_ns, alive_ns - state.lease_ms * MILLISECOND_NS),
+        )
+        for name, session in _leases(state)
+    )
+    return Decision((started,), leases)
+
+
+def _lost_workers(state: State, now: Instant) -> Iterator[WorkerLost]:
+    for name, session in _leases(state):
+        if session.deadline_ns <= now.monotonic_ns:
+            yield WorkerLost(name, session.epoch, session.worker, session.heard_ns)
+
+
+def _leases(state: State) -> Iterator[tuple[str, Session]]:
+    for name, gateway in state.gateways.items():
+        if gateway.session is not None and gateway.session.lost_since_ns is None:
+            yield name, gateway.session
+
+
+def _session(state: State, worker: str, gateway: str, epoch: int) -> Session | None:
+    """The gateway's session, if it is this worker's and of this epoch."""
+    found = state.gateways.get(gateway)
+    if found is None or found.session is None:
+        return None
+    session = found.session
+    return session if session.worker == worker and session.epoch == epoch else None
+
+
+def _renewed(state: State, gateway: str, now: Instant) -> LeaseRenewed:
+    return LeaseRenewed(gateway, now.monotonic_ns + state.lease_ms * MILLISECOND_NS, now.wall_ns)
+
+
+# ---- apply -----------------------------------------------------------------------------------------------
+
+
+def apply(  # noqa: C901, PLR0912 (one branch for each event: a table in the shape of a match)
+    state: State, event: Event, wall_ns: int
+) -> None:
+    """Makes `event`, recorded at `wall_ns`, part of the state. One that does not fit raises KeyError."""
+    stepped = isinstance(event, ClockStepped) or state.highest_wall_ns is None
+    state.highest_wall_ns = wall_ns if stepped else max(wall_ns, state.highest_wall_ns or 0)
+    match event:
+        case TrackerStarted():
+            state.run = event.run
+        case ServiceDefined():
+            state.gateways.setdefault(event.gateway, Gateway()).services[event.service.name] = event.service
+        case ServiceRemoved():
+            del state.gateways[event.gateway].services[event.name]
+        case SessionOpened():
+            _apply_opened(state, event, wall_ns)
+        case SessionRefused():
+            _open(state, event.gateway).refused.add(event.worker)
+        case SessionEnded():
+            gateway = state.gateways[event.gateway]
+            gateway.session, gateway.last_ending = None, event.reason
+        case WorkerLost():
+            _open(state, event.gateway).lost_since_ns = event.last_heard_ns
+        case WorkerReturned():
+            _open(state, event.gateway).lost_since_ns = None
+        case PortBound():
+            _apply_bound(state, event, wall_ns)
+        case PortRefused():
+            state.bindings[event.binding].refusals[event.claimant] = Refusals(1, wall_ns)
+        case PortUnbound():
+            _apply_unbound(state, event)
+        case HolderNamed():
+            state.bindings[event.binding].user_name = event.user_name
+        case PublicAddressChanged():
+            _apply_address(state, event)
+        case TrackerStopped() | ClockStepped() | RecordsMissed() | RefusalsEnded():
+            pass
+        case BindingInstalled() | BindingWithdrawn() | KernelStateRestored() | QueueOverflowed():
+            pass
+        case _:
+            assert_never(event)
+
+
+def apply_unlogged(state: State, change: Unlogged) -> None:
+    """Makes a change part of the state that no log remembers."""
+    match change:
+        case LeaseRenewed():
+            session = _open(state, change.gateway)
+            session.deadline_ns, session.heard_ns = change.deadline_ns, change.heard_ns
+        case RefusalCounted():
+            refusals = state.bindings[change.binding].refusals[change.claimant]
+            refusals.count += 1
+            refusals.last_ns = change.at_ns
+        case ClockSeen():
+            state.clock_offset_ns = change.offset_ns
+        case _:
+            assert_never(change)
+
+
+def _open(state: State, gateway: str) -> Session:
+    session = state.gateways[gateway].session
+    if session is None:
+        raise KeyError(f"no session of gateway {gateway!r} is open")
+    return session
+
+
+def _apply_opened(state: State, event: SessionOpened, wall_ns: int) -> None:
+    gateway = state.gateways.setdefault(event.gateway, Gateway())
+    if gateway.worker != event.worker:
+        gateway.trusted_epoch = event.epoch
+    gateway.epoch, gateway.worker = event.epoch, event.worker
+    gateway.session = Session(event.epoch, event.worker, event.host, event.public_addresses, heard_ns=wall_ns)
+
+
+def _apply_bound(state: State, event: PortBound, wall_ns: int) -> None:
+    if event.resource in state.held:
+        raise KeyError(f"binding {event.binding} of a resource that {state.held[event.resource]} holds")
+    state.bindings[event.binding] = Binding(event, wall_ns)
+    state.held[event.resource] = event.binding
+    state.gateways[event.resource.gateway].bindings.add(event.binding)
+    state.next_binding = event.binding + 1
+
+
+def _apply_unbound(state: State, event: PortUnbound) -> None:
+    resource = state.bindings.pop(event.binding).bound.resource
+    del state.held[resource]
+    state.gateways[resource.gateway].bindings.remove(event.binding)
+
+
+def _apply_address(state: State, event: PublicAddressChanged) -> None:
+    gateway = state.gateways.get(event.gateway)
+    session = None if gateway is None else gateway.session
+    if session is None or session.epoch != event.epoch:
+        return
+    kept = tuple(address for address in session.public_addresses if address not in (event.old, event.new))
+    session.public_addresses = kept if event.new is None else (*kept, event.new)

@@ -1,0 +1,214 @@
+"""The tracker's process: one thread, one poll; sockets and log around the machine.
+
+Rule 1: drain what has come, decide it all, append it in one transaction, then send. Rule 2: no frame leaves
+before the append of its batch has returned. Rule 3: a failed append ends the process, because what is on the
+disk is then unknown; its answers are never sent, so the workers ask again. Rule 4: noise is logged at most
+once in ten seconds.
+"""
+
+import logging
+import os
+import platform
+import secrets
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import zmq
+
+from eventlog.lock import WriterLock
+from eventlog.record import NONCE_SIZE, Record
+from eventlog.store import Answer, Forget, Log, LogBusy
+from tracker.audit import ALIVE, alive_note, alive_ns
+from tracker.clock import read_clock
+from tracker.configuration import IPC, TrackerSection
+from tracker.instant import Instant
+from tracker.machine import Batch, Machine
+from tracker.messages import REQUEST_LIMIT
+from tracker.ownership import State
+from tracker.projections import PROJECTIONS
+from tracker.shapes import ProtocolError
+
+LOGGER: Final = logging.getLogger(__name__)
+_BURST: Final = 512
+"""Frames of one socket in one round: more wait for the next batch."""
+_NOISE_NS: Final = 10_000_000_000
+_LINGER_MS: Final = 500
+
+Socket = zmq.Socket[bytes]
+Round = dict[Socket | int, int]
+"""What a poll has found: sockets, and the descriptor that says stop."""
+
+
+class EndpointUnusable(Exception):
+    """No socket can be made there."""
+
+
+class Server:
+    """A tracker on its log; `serve` builds it."""
+
+    def __init__(
+        self, section: TrackerSection, log: Log, machine: Machine, sockets: dict[Socket, bool]
+    ) -> None:
+        self._log = log
+        self._machine = machine
+        self._sockets = sockets
+        self._alive_every_ns = round(section.alive_s * 1e9)
+        self._alive_due_ns = 0
+        self._noise: Counter[str] = Counter()
+        self._noise_due_ns = 0
+
+    def run(self, stop: int) -> None:
+        """Serves until the file descriptor `stop` is readable. AppendFailed: the caller ends the process."""
+        poller = zmq.Poller()
+        for source in (*self._sockets, stop):
+            poller.register(source, zmq.POLLIN)
+        now = read_clock()
+        self._machine.start(now, boot_identity(), alive_ns(self._log.note(ALIVE)))
+        self._commit(now)
+        LOGGER.info("run %d on %s", self._machine.state.run, self._log.path)
+        while stop not in self._round(poller):
+            pass
+        now = read_clock()
+        self._machine.stop(now)
+        self._append(self._machine.take(), alive_note(now.wall_ns, 0))
+        LOGGER.info("stopped")
+
+    def _round(self, poller: zmq.Poller) -> Round:
+        found: Round = dict(poller.poll(self._timeout_ms()))
+        now = read_clock()
+        self._machine.pass_time(now)
+        for socket, only_reading in self._sockets.items():
+            if socket in found:
+                self._drain(socket, now, only_reading=only_reading)
+        self._commit(now)
+        self._say_noise(now)
+        return found
+
+    def _timeout_ms(self) -> int:
+        now_ns = read_clock().monotonic_ns
+        lease_ns = self._machine.next_deadline()
+        due_ns = self._alive_due_ns if lease_ns is None else min(lease_ns, self._alive_due_ns)
+        return max(0, -((now_ns - due_ns) // 1_000_000))
+
+    def _drain(self, socket: Socket, now: Instant, *, only_reading: bool) -> None:
+        for _ in range(_BURST):
+            try:
+                identity, *parts = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if len(parts) == 1:
+                self._machine.receive((socket, identity), parts[0], now, only_reading=only_reading)
+            else:
+                self._machine.drop(ProtocolError("parts", f"{len(parts)} instead of one"))
+
+    def _commit(self, now: Instant) -> None:
+        batch = self._machine.take()
+        alive = now.monotonic_ns >= self._alive_due_ns
+        if batch.durable or alive:
+            # Append before replying: a crash here costs a retry, never a second holder.
+            note = alive_note(now.wall_ns, 2 * self._alive_every_ns) if alive else None
+            self._append(batch, note)
+        if alive:
+            self._alive_due_ns = now.monotonic_ns + self._alive_every_ns
+        for peer, frame in batch.frames:
+            _send(peer, frame)
+
+    def _append(self, batch: Batch, note: bytes | None) -> None:
+        while True:
+            try:
+                self._log.append(
+                    batch.records,
+                    answers=[
+                        Answer(it.worker, it.incarnation, it.sequence, it.frame) for it in batch.answers
+                    ],
+                    forget_answers=[
+                        Forget(it.worker, it.incarnation, it.through) for it in batch.seen.values()
+                    ],
+                    notes={} if note is None else {ALIVE: note},
+                )
+            except LogBusy as error:
+                LOGGER.warning("%s; nobody is answered until it is free", error)
+            else:
+                return
+
+    def _say_noise(self, now: Instant) -> None:
+        if now.monotonic_ns < self._noise_due_ns:
+            return
+        counters = self._machine.counters
+        noise = Counter({name: counters[name] for name in counters if name.startswith("garbage")})
+        if fresh := noise - self._noise:
+            said = ", ".join(f"{name.removeprefix('garbage: ')} {count}" for name, count in fresh.items())
+            LOGGER.warning("dropped frames that are no messages: %s", said)
+            self._noise, self._noise_due_ns = noise, now.monotonic_ns + _NOISE_NS
+
+
+def serve(section: TrackerSection, stop: int) -> None:
+    """Opens log and sockets, and serves until `stop` is readable.
+
+    LogLocked, LogUnreadable, EndpointUnusable: it can't begin; AppendFailed: it can't go on.
+    """
+    with ExitStack() as stack:
+        log = stack.enter_context(Log.open(section.log, projections=PROJECTIONS))
+        machine = Machine(
+            State(lease_ms=round(section.lease_s * 1000)),
+            version=version("porthold"),
+            nonce=lambda: secrets.token_bytes(NONCE_SIZE),
+            stored_answer=log.answer,
+        ).recover(_records(log), _latest(log))
+        context = stack.enter_context(zmq.Context())
+        sockets = {
+            stack.enter_context(_bound(context, section.endpoint, 0o600)): False,
+            stack.enter_context(_bound(context, section.reader_endpoint, 0o660)): True,
+        }
+        Server(section, log, machine, sockets).run(stop)
+
+
+def boot_identity() -> str:
+    """Which boot of which machine this is."""
+    return f"{platform.node()} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+
+
+def _latest(log: Log) -> list[tuple[str, int, int]]:
+    return [(answer.name, answer.incarnation, answer.sequence) for answer in log.latest_answers()]
+
+
+def _records(log: Log) -> Iterator[Record]:
+    for entry in log.read():
+        record = entry.record
+        if record is None:
+            raise NotImplementedError(f"record {entry.position} is redacted: its effect is not known here")
+        yield record
+
+
+@contextmanager
+def _bound(context: zmq.Context[Socket], endpoint: str, mode: int) -> Iterator[Socket]:
+    # libzmq would silently take a living tracker's socket away: its lock says whether there is one.
+    lock = WriterLock(Path(endpoint.removeprefix(IPC)))
+    socket = context.socket(zmq.ROUTER)
+    try:
+        socket.set(zmq.MAXMSGSIZE, 16 * REQUEST_LIMIT)  # up to here we count it, beyond libzmq hangs up
+        socket.set(zmq.LINGER, _LINGER_MS)
+        umask = os.umask(0o777 & ~mode)
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise EndpointUnusable(f"{endpoint}: {error.strerror}") from error
+        finally:
+            os.umask(umask)
+        yield socket
+    finally:
+        socket.close()
+        lock.release()
+
+
+def _send(peer: object, frame: bytes) -> None:
+    match peer:
+        case (zmq.Socket() as socket, bytes(identity)):
+            # A peer that is gone, or does not read, loses it: the worker asks again.
+            socket.send_multipart([identity, frame], zmq.NOBLOCK)
+        case _:
+            raise TypeError(f"no peer: {peer!r}")
