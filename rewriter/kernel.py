@@ -31,6 +31,7 @@ SIOCGIFADDR = 0x8915  # include/uapi/linux/sockios.h
 QUEUE_STATISTICS = Path("/proc/net/netfilter/nfnetlink_queue")
 QUEUE_LENGTH = 4096  # packets
 COMMAND_TIMEOUT_S = 10
+REMOVAL_ATTEMPTS = 5
 
 
 class KernelRefused(Exception):
@@ -100,6 +101,14 @@ class Tables:
     def timed(self, name: str) -> dict[IPv4Address, float]:
         """A set of addresses with timeouts: address → seconds left."""
         return {IPv4Address(key): left_s for key, left_s in map(timed_key, self.elements("set", name))}
+
+    def pairs(self, name: str) -> set[IPv4Address]:
+        """The addresses that stand in a set of equal pairs."""
+        return {
+            IPv4Address(element["concat"][0])
+            for element in self.elements("set", name)
+            if isinstance(element, dict) and "concat" in element
+        }
 
     def mapped(self, name: str) -> dict[IPv4Address, IPv4Address]:
         """A map of addresses, with timeouts or without."""
@@ -297,10 +306,14 @@ def try_in_vain(batch: str) -> str | None:
     return None
 
 
+def probe(hook: str, rule: str) -> str:
+    """A table with this one rule, for `try_in_vain`."""
+    return f"table ip probe {{\n chain c {{\n type filter hook {hook} priority 150\n {rule}\n }}\n}}\n"
+
+
 def has_native_queue() -> bool:
     """Whether this kernel and nft know `queue` (CONFIG_NFT_QUEUE)."""
-    probe = "table ip probe { chain c { type filter hook forward priority 0; queue num 1; } }"
-    return try_in_vain(probe) is None
+    return try_in_vain(probe("forward", "queue num 1")) is None
 
 
 def has_iptables_queue() -> str | None:
@@ -316,10 +329,8 @@ def has_iptables_queue() -> str | None:
 def most_speakers() -> int:
     """How many speaker addresses the kernel reaches: some stop at a payload offset of 255 bytes."""
     far = f"@ih,{(ruleset.SPEAKERS_AT + 4 * (ruleset.MOST_SPEAKERS - 1)) * 8},32"
-    probe = (
-        f"table ip probe {{ chain c {{ type filter hook postrouting priority 150; {far} set @nh,96,32 }} }}"
-    )
-    return ruleset.MOST_SPEAKERS if try_in_vain(probe) is None else (255 - ruleset.SPEAKERS_AT) // 4
+    refused = try_in_vain(probe("postrouting", f"{far} set @nh,96,32"))
+    return ruleset.MOST_SPEAKERS if refused is None else (255 - ruleset.SPEAKERS_AT) // 4
 
 
 # --- a gateway's kernel, put together ---------------------------------------------------------------------
@@ -356,8 +367,7 @@ class GatewayKernel:
         remove_queue_rules(keep=() if rules.native_queue else (rules.claim_queue, rules.talk_queue))
         self._baseline = {}
         for service in rules.services:
-            holders = {element.holder for element in elements if element.service == service.name}
-            self._forget(service, lambda connection, holders=holders: not holders & inside(connection))
+            self._forget_all_but(service, {e.holder for e in elements if e.service == service.name})
         return kept, before is not None
 
     def _left_s(self, element: Element) -> float | None:
@@ -383,26 +393,38 @@ class GatewayKernel:
         service = self.rules.service(element.service)
         self._forget(service, lambda _: True)
         self._forget_claimed_tuples(service, element)
-        strays = self._standing(element, anyone=True)
-        if strays:  # a packet's refresh can bring an element back that was just deleted
-            self.tables.apply(ruleset.withdraw(self._epoch(), service, strays))
+        self._remove(element, anyone=True)  # a packet's refresh can bring back what was just deleted
         self.tables.apply(ruleset.install(self.rules, self._epoch(), element))
-        self._baseline = self.tables.counters()
+        counters = self.tables.counters()
+        self._baseline.update({name: counters[name] for name in counter_names(service)})
 
     def withdraw(self, element: Element) -> tuple[int, int]:
         """Take the port and forget its connections; (packets, octets) that went out and in meanwhile."""
-        service = self.rules.service(element.service)
-        self.tables.apply(ruleset.withdraw(self._epoch(), service, self._standing(element)))
+        self._remove(element, always=True)
         self.purge(element)
-        return self._carried(service)
+        return self._carried(self.rules.service(element.service))
 
     def purge(self, element: Element) -> None:
         """Forget the connections of a former holder, and elements that a late packet refreshed."""
+        self._remove(element)
         service = self.rules.service(element.service)
-        strays = self._standing(element)
-        if strays:
-            self.tables.apply(ruleset.withdraw(self._epoch(), service, strays))
         self._forget(service, lambda connection: element.holder in inside(connection))
+
+    def _remove(self, element: Element, *, anyone: bool = False, always: bool = False) -> None:
+        """Take a binding's elements out; `always`: empty `refused` even where nothing stands any more."""
+        service = self.rules.service(element.service)
+        for attempt in range(REMOVAL_ATTEMPTS):
+            standing = self._standing(element, anyone=anyone)
+            if not standing and not always:
+                return
+            try:
+                self.tables.apply(ruleset.withdraw(self._epoch(), service, standing))
+            except KernelRefused:
+                # Between look and removal an element may run out by itself, and the batch fails whole.
+                if self.tables.epoch() != self.epoch or attempt + 1 == REMOVAL_ATTEMPTS:
+                    raise
+            else:
+                return
 
     def _standing(self, element: Element, *, anyone: bool = False) -> list[tuple[str, str]]:
         """(set, key) of what the kernel holds of a binding; `anyone`: of its public address at all."""
@@ -422,12 +444,18 @@ class GatewayKernel:
             for public, host in inbound.items()
             if host in holders or (anyone and public == element.public)
         ]
+        others = {host for s in self.rules.services if s.label != label for host in self._holders(s)}
+        own = self.tables.pairs("own_address")
+        found += [("own_address", ruleset.address_pair(host)) for host in holders - others if host in own]
         return found
+
+    def _holders(self, service: Service) -> set[IPv4Address]:
+        return set(self.tables.mapped(f"{service.label}_outbound"))
 
     def _carried(self, service: Service) -> tuple[int, int]:
         counters = self.tables.counters()
         packets = octets = 0
-        for name in (f"{service.label}_sent", f"{service.label}_received"):
+        for name in counter_names(service):
             now, before = counters.get(name, (0, 0)), self._baseline.get(name, (0, 0))
             packets, octets = packets + now[0] - before[0], octets + now[1] - before[1]
         return packets, octets
@@ -438,16 +466,24 @@ class GatewayKernel:
     def settle(self, service: str, host: IPv4Address) -> None:
         self.tables.apply(ruleset.settle(self._epoch(), self.rules.service(service), host))
 
+    def is_flushed(self) -> bool:
+        """Whether our table was there and somebody removed it."""
+        return self.epoch is not None and self.tables.epoch() is None
+
     def keep_alive(self) -> None:
         self.tables.apply(ruleset.keep_alive(self._epoch()))
 
     def remove_stray(self, service: str, holder: IPv4Address | None, public: IPv4Address | None) -> None:
         """Remove elements that no binding stands behind."""
         found = self.rules.service(service)
-        label = found.label
-        remove = [] if holder is None else [(f"{label}_holders", str(holder))]
-        remove += [] if public is None else [(f"{label}_inbound", str(public))]
-        self.tables.apply(ruleset.withdraw(self._epoch(), found, remove))
+        remove = [] if holder is None else [(f"{found.label}_holders", str(holder))]
+        remove += [] if public is None else [(f"{found.label}_inbound", str(public))]
+        try:
+            self.tables.apply(ruleset.withdraw(self._epoch(), found, remove))
+        except KernelRefused:
+            if self.tables.epoch() != self.epoch:
+                raise
+            return  # it ran out by itself; whatever still stands is seen again at the next look
         if holder is not None:
             self._forget(found, lambda connection: holder in inside(connection))
 
@@ -455,14 +491,14 @@ class GatewayKernel:
         """Bring back what somebody flushed. Connections made meanwhile past our rules are forgotten."""
         if self.tables.epoch() is None:
             self.tables.apply(ruleset.render(self.rules, self._epoch(), elements, replaces=None))
+            self._baseline = {}
             for service in self.rules.services:
                 for element in elements:
                     if element.service == service.name:
                         self._forget_claimed_tuples(service, element)
         else:
             for element in elements:
-                service = self.rules.service(element.service)
-                self.tables.apply(ruleset.withdraw(self._epoch(), service, self._standing(element)))
+                self._remove(element)
                 self.tables.apply(ruleset.install(self.rules, self._epoch(), element))
         self.ensure_queueing()
 
@@ -510,6 +546,9 @@ class GatewayKernel:
             if which(connection):
                 delete_connection(connection)
 
+    def _forget_all_but(self, service: Service, holders: set[IPv4Address]) -> None:
+        self._forget(service, lambda connection: not holders & inside(connection))
+
     def _forget_claimed_tuples(self, service: Service, element: Element) -> None:
         """Entries that aren't the service's own but have its public ports, or go to them: a caller's from
         before there was a holder, and flows of the holder from before it held.
@@ -529,6 +568,10 @@ class GatewayKernel:
             unmarked = source == element.holder and ours(protocol, dport)
             if called or occupied or unmarked:
                 delete_connection(connection)
+
+
+def counter_names(service: Service) -> tuple[str, str]:
+    return f"{service.label}_sent", f"{service.label}_received"
 
 
 def inside(connection: Connection) -> set[IPv4Address]:

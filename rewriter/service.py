@@ -45,7 +45,8 @@ from tracker.clock import read_clock
 
 log = logging.getLogger("porthold.rewriter")
 
-ALIVE_EVERY_NS = 1_000_000_000
+LOOK_EVERY_NS = 500_000_000
+"""How often kernel and state are compared; what somebody flushes is to be back within a second."""
 OPEN_EPOCH = 0
 """The epoch of a table that no tracker has granted: it refuses every claim."""
 
@@ -87,7 +88,7 @@ class Worker:
         self._packets: dict[int, Packet] = {}
         self._numbers = 0
         self._stopping = False
-        self._alive_ns = 0
+        self._look_ns = 0
         self._poller = zmq.Poller()
         self._client = TrackerClient.open(
             section.tracker or file.tracker.endpoint,
@@ -141,13 +142,13 @@ class Worker:
         now = read_clock()
         self._client.tick(now)
         self._carry_out(self._gateway.handle_timer(now))
-        if now.monotonic_ns >= self._alive_ns:
-            self._alive_ns = now.monotonic_ns + ALIVE_EVERY_NS
+        if now.monotonic_ns >= self._look_ns:
+            self._look_ns = now.monotonic_ns + LOOK_EVERY_NS
             self._look_at_kernel()
 
     def _timeout_ms(self) -> int:
         now_ns = read_clock().monotonic_ns
-        deadlines = [self._gateway.next_deadline_ns(), self._alive_ns]
+        deadlines = [self._gateway.next_deadline_ns(), self._look_ns]
         resend_ns = self._client.next_deadline()
         if resend_ns is not None:
             deadlines.append(resend_ns)
@@ -219,6 +220,19 @@ class Worker:
             waiting.extendleft(reversed(follow))
 
     def _carry_out_one(self, effect: Effect) -> Iterable[Effect]:
+        """What the effect brings about; a table flushed this moment is restored first, then it is tried again."""
+        try:
+            return self._attempt(effect)
+        except KernelRefused as refusal:
+            if self._kernel.is_flushed():
+                elements = self._gateway.elements()
+                return (Restore("table", elements), effect)
+            if isinstance(effect, Install):
+                log.warning("binding %d not installed: %s", effect.binding, refusal)
+                return self._gateway.install_failed(effect.binding, read_clock())
+            raise
+
+    def _attempt(self, effect: Effect) -> Iterable[Effect]:
         match effect:
             case Verdict():
                 self._give_verdict(effect)
@@ -248,11 +262,7 @@ class Worker:
         gateway = self._gateway
         match effect:
             case Install(binding, element):
-                try:
-                    self._kernel.install(element)
-                except KernelRefused as refusal:
-                    log.warning("binding %d not installed: %s", binding, refusal)
-                    return gateway.install_failed(binding, read_clock())
+                self._kernel.install(element)
                 log.info("%s holds %s", element.holder, element.service)
                 return gateway.installed(binding, read_clock())
             case Withdraw(binding, element, reason):
