@@ -389,12 +389,14 @@ class GatewayKernel:
         return self.epoch
 
     def install(self, element: Element) -> None:
-        """Give the port; connections from before that would get in its way are forgotten first."""
+        """Give the port; connections from before that would get in its way are forgotten."""
         service = self.rules.service(element.service)
         self._forget(service, lambda _: True)
-        self._forget_claimed_tuples(service, element)
         self._remove(element, anyone=True)  # a packet's refresh can bring back what was just deleted
         self.tables.apply(ruleset.install(self.rules, self._epoch(), element))
+        # Behind the batch: a peer that goes on sending makes a connection to nobody with each packet that
+        # comes before it, and that one keeps the tuple: the new holder's packets would vanish.
+        self._forget_claimed_tuples(service, element)
         counters = self.tables.counters()
         self._baseline.update({name: counters[name] for name in counter_names(service)})
 
