@@ -10,6 +10,7 @@ libnftables in the process takes a tenth of the time that the nft command needs 
 
 import fcntl
 import json
+import os
 import re
 import socket
 import struct
@@ -30,6 +31,7 @@ from rewriter.ruleset import Element, Ruleset, Service
 SIOCGIFADDR = 0x8915  # include/uapi/linux/sockios.h
 QUEUE_STATISTICS = Path("/proc/net/netfilter/nfnetlink_queue")
 QUEUE_LENGTH = 4096  # packets
+LONGEST_MESSAGE = 1 << 17  # bytes: a packet of 64 KiB, and what netlink says of it
 COMMAND_TIMEOUT_S = 10
 REMOVAL_ATTEMPTS = 5
 
@@ -194,6 +196,8 @@ class Queue:
             self._queue.bind(number, self._keep, max_len=length, sock_len=4 * 1024 * 1024)
         except OSError as error:
             raise QueueBusy(f"queue {number}: {error}") from error
+        self._socket = QueueSocket(fileno=os.dup(self._queue.get_fd()))
+        self._socket.send(copy_whole_packets(number))
 
     def _keep(self, packet: netfilterqueue.Packet) -> None:
         packet.retain()
@@ -204,13 +208,33 @@ class Queue:
 
     def receive(self) -> list[netfilterqueue.Packet]:
         """All packets that have come; never blocks."""
-        self._queue.run(block=False)
+        self._queue.run_socket(self._socket)
         arrived, self._arrived = self._arrived, []
         return arrived
 
     def close(self) -> None:
         """Stop listening: the kernel drops what still waits here."""
         self._queue.unbind()
+        self._socket.close()
+
+
+class QueueSocket(socket.socket):
+    """A queue's netlink socket, read without blocking and with room for the longest packet.
+
+    netfilterqueue's own buffer has 4096 bytes. What is cut there is no message any more: the packet would
+    stay in the kernel's queue for ever, without a verdict, and enough of them would stop everybody's.
+    """
+
+    def recv(self, _bufsize: int, _flags: int = 0) -> bytes:
+        return super().recv(LONGEST_MESSAGE, socket.MSG_DONTWAIT)
+
+
+def copy_whole_packets(number: int) -> bytes:
+    """NFQA_CFG_PARAMS: netfilterqueue itself asks for 4016 bytes of a packet (nfnetlink_queue.h)."""
+    # NFNL_SUBSYS_QUEUE and NFQNL_MSG_CONFIG, NLM_F_REQUEST; last, NFQNL_COPY_PACKET.
+    header = struct.pack("=IHHII", 32, 3 << 8 | 2, 1, 0, 0)
+    family = struct.pack("!BBH", socket.AF_UNSPEC, 0, number)
+    return header + family + struct.pack("=HH", 9, 2) + struct.pack("!IBxxx", 0xFFFF, 2)
 
 
 def queue_drops() -> dict[int, int]:

@@ -12,7 +12,21 @@ from importlib.metadata import version
 import click
 
 # Name and one line of help, in the order in which `porthold --help` shows them.
-COMMANDS: Mapping[str, str] = {}
+COMMANDS: Mapping[str, str] = {
+    "demo": "A real call through a real gateway on this machine, and who held the port.",
+    "tracker": "Decide who holds which port, and keep the log.",
+    "rewriter": "Work for this machine's gateway: claims, rewriting, bindings in the kernel.",
+    "status": "How the running tracker stands: sessions, bindings, counters.",
+    "who": "Who held a port at a time: a holder, nobody, or unknown, and why.",
+    "holds": "The bindings: who held what, from when to when.",
+    "log": "The records of the log.",
+    "replay": "Fold all records again and compare with the live tables.",
+    "verify": "Check the whole log: bytes, columns, order, tree, tables.",
+    "doctor": "Would a rewriter run here, and if not, what is missing.",
+    "lab": "Try the datapath of this machine in network namespaces: vectors of packets before and after.",
+}
+# Commands whose file has another name, because theirs is taken: tools/lab.py is the laboratory itself.
+FILES: Mapping[str, str] = {"lab": "vectors"}
 
 
 class CommandFiles(click.Group):
@@ -24,9 +38,10 @@ class CommandFiles(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"tools.{cmd_name.replace('-', '_')}").command
+        module = FILES.get(cmd_name, cmd_name.replace("-", "_"))
+        command = importlib.import_module(f"tools.{module}").command
         if not isinstance(command, click.Command):
-            raise TypeError(f"tools/{cmd_name}.py: `command` is no click command")
+            raise TypeError(f"tools/{module}.py: `command` is no click command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from eventlog.store import AppendFailed, LogLocked, LogUnreadable
+from eventlog.store import AppendFailed, LogBusy, LogLocked, LogUnreadable
 from tracker.configuration import ConfigurationError, TrackerFile, load
 from tracker.server import EndpointUnusable, serve
 
@@ -35,7 +35,7 @@ def command(config: Path) -> None:
         section = load(config, TrackerFile, writing=writing).tracker
         with _stop_signals() as stop:
             serve(section, stop)
-    except (ConfigurationError, LogLocked, LogUnreadable, EndpointUnusable) as error:
+    except (ConfigurationError, LogLocked, LogBusy, LogUnreadable, EndpointUnusable) as error:
         print(f"porthold tracker: {error}", file=sys.stderr)
         sys.exit(2)
     except AppendFailed as error:

@@ -34,7 +34,7 @@ from tracker.messages import (
     decode_request,
     encode_reply,
 )
-from tracker.ownership import Command, Decision, FromWorker, PassTime, Start, State, Stop
+from tracker.ownership import Command, Decision, FromWorker, PassTime, Start, State, Stop, WasAway
 from tracker.shapes import ProtocolError
 
 Peer = Hashable
@@ -139,6 +139,10 @@ class Machine:
         """Whatever time alone brings about."""
         self._now = now
         self._decide_own(PassTime(), now)
+
+    def was_away(self, away_ns: int, now: Instant) -> None:
+        """Nobody was listened to for so long: what came meanwhile has yet to be heard."""
+        self._decide_own(WasAway(away_ns), now)
 
     def next_deadline(self) -> int | None:
         """When `pass_time` is due, by the monotonic clock."""

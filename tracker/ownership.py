@@ -5,7 +5,10 @@ Rule 2: nothing here reads a clock or does I/O; now is an argument. Rule 3: a re
 holds it; it becomes free only when a worker said that the kernel has nothing of it any more. Rule 4: an epoch
 is given once, to one worker; what an older one commands is refused, what it saw of an open binding is still
 taken, unless another worker has taken over since. Rule 5: what is not logged (leases, counts of refusals, the
-clock's offset) decides nothing that is, except that a lease ran out.
+clock's offset) decides nothing that is, except that a lease ran out. Rule 6: a lease is never cut short
+because the tracker did not listen.
+
+Longer than other modules because of Rule 1.
 """
 
 from collections.abc import Iterator
@@ -96,7 +99,14 @@ class PassTime:
     """Nothing came; look at the leases and at the clock."""
 
 
-Command = FromWorker | Start | Stop | PassTime
+@dataclass(frozen=True, slots=True)
+class WasAway:
+    """The tracker did not listen for `away_ns`: stopped, swapped out, or waiting for its disk."""
+
+    away_ns: int
+
+
+Command = FromWorker | Start | Stop | PassTime | WasAway
 
 
 # ---- what it says ----------------------------------------------------------------------------------------
@@ -225,6 +235,12 @@ def _decide(state: State, command: Command, now: Instant) -> Decision:
             return Decision((TrackerStopped(state.run),))
         case PassTime():
             return Decision(tuple(_lost_workers(state, now)))
+        case WasAway(away_ns):
+            later = (
+                LeaseRenewed(name, session.deadline_ns + away_ns, session.heard_ns)
+                for name, session in _leases(state)
+            )
+            return Decision(unlogged=tuple(later))
         case _:
             assert_never(command)
 

@@ -37,6 +37,9 @@ _BURST: Final = 512
 """Frames of one socket in one round: more wait for the next batch."""
 _NOISE_NS: Final = 10_000_000_000
 _LINGER_MS: Final = 500
+_POLL_NS: Final = 500_000_000
+_AWAY_NS: Final = 1_000_000_000
+"""Longer from one poll to the next, and we have not been listening."""
 
 Socket = zmq.Socket[bytes]
 Round = dict[Socket | int, int]
@@ -60,6 +63,7 @@ class Server:
         self._alive_due_ns = 0
         self._noise: Counter[str] = Counter()
         self._noise_due_ns = 0
+        self._listened_ns = 0
 
     def run(self, stop: int) -> None:
         """Serves until the file descriptor `stop` is readable. AppendFailed: the caller ends the process."""
@@ -67,6 +71,7 @@ class Server:
         for source in (*self._sockets, stop):
             poller.register(source, zmq.POLLIN)
         now = read_clock()
+        self._listened_ns = now.monotonic_ns
         self._machine.start(now, boot_identity(), alive_ns(self._log.note(ALIVE)))
         self._commit(now)
         LOGGER.info("run %d on %s", self._machine.state.run, self._log.path)
@@ -80,6 +85,11 @@ class Server:
     def _round(self, poller: zmq.Poller) -> Round:
         found: Round = dict(poller.poll(self._timeout_ms()))
         now = read_clock()
+        away_ns = now.monotonic_ns - self._listened_ns
+        self._listened_ns = now.monotonic_ns
+        if away_ns > _AWAY_NS:
+            # The heartbeats of that time wait in the socket, perhaps behind somebody's OpenSession.
+            self._machine.was_away(away_ns, now)
         self._machine.pass_time(now)
         for socket, only_reading in self._sockets.items():
             if socket in found:
@@ -91,7 +101,8 @@ class Server:
     def _timeout_ms(self) -> int:
         now_ns = read_clock().monotonic_ns
         lease_ns = self._machine.next_deadline()
-        due_ns = self._alive_due_ns if lease_ns is None else min(lease_ns, self._alive_due_ns)
+        due_ns = min(self._alive_due_ns, now_ns + _POLL_NS)
+        due_ns = due_ns if lease_ns is None else min(due_ns, lease_ns)
         return max(0, -((now_ns - due_ns) // 1_000_000))
 
     def _drain(self, socket: Socket, now: Instant, *, only_reading: bool) -> None:
@@ -187,7 +198,8 @@ def _records(log: Log) -> Iterator[Record]:
 @contextmanager
 def _bound(context: zmq.Context[Socket], endpoint: str, mode: int) -> Iterator[Socket]:
     # libzmq would silently take a living tracker's socket away: its lock says whether there is one.
-    lock = WriterLock(Path(endpoint.removeprefix(IPC)))
+    path = Path(endpoint.removeprefix(IPC))
+    lock = WriterLock(path)
     socket = context.socket(zmq.ROUTER)
     try:
         socket.set(zmq.MAXMSGSIZE, 16 * REQUEST_LIMIT)  # up to here we count it, beyond libzmq hangs up
@@ -202,6 +214,7 @@ def _bound(context: zmq.Context[Socket], endpoint: str, mode: int) -> Iterator[S
         yield socket
     finally:
         socket.close()
+        path.unlink(missing_ok=True)
         lock.release()
 
 

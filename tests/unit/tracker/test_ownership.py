@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,6 @@ from tests.unit.tracker.wire import (
     claim,
     opening,
 )
-from tracker import messages
 from tracker.events import (
     BindingInstalled,
     BindingWithdrawn,
@@ -69,6 +69,7 @@ from tracker.ownership import (
     Start,
     State,
     Stop,
+    WasAway,
     apply,
     apply_unlogged,
     decide,
@@ -218,6 +219,14 @@ def test_after_a_restart_of_the_tracker_every_lease_gets_a_full_period(opened: W
     assert opened(PassTime(), at(70))[0] == (WorkerLost("gw", 1, "w1", at(0).wall_ns),)
 
 
+def test_time_in_which_the_tracker_did_not_listen_shortens_no_lease(opened: World) -> None:
+    opened(WasAway(60 * SECOND_NS), at(62))
+    assert opened(PassTime(), at(69.9))[0] == ()
+    _, reply = opened.say(opening(), 69.9, worker="w2")
+    assert isinstance(reply, SessionDenied)
+    assert opened(PassTime(), at(70))[0] == (WorkerLost("gw", 1, "w1", at(0).wall_ns),)
+
+
 def test_a_heartbeat_of_an_unknown_session_is_answered_that_it_is_over(world: World) -> None:
     assert world.say(Heartbeat("gw", 1, 9)) == ((), SessionOver("gw", 1, None))
 
@@ -274,7 +283,7 @@ def test_after_unbinding_the_next_claimant_gets_a_new_number(held: World) -> Non
     ],
 )
 def test_an_unfit_claim_is_refused_with_its_reason_and_no_record(
-    opened: World, changes: dict[str, object], age_ms: int, reason: ClaimRefusal
+    opened: World, changes: dict[str, Any], age_ms: int, reason: ClaimRefusal
 ) -> None:
     body = claim(ANN, **changes)
     assert opened.say(body, 1, age_ms=age_ms) == ((), ClaimRefused(reason, None, None))
@@ -465,4 +474,3 @@ def test_whatever_comes_in_whatever_order_the_rules_hold(play: list[tuple[Comman
         assert isinstance(reply, ReplyBody) == isinstance(command, FromWorker)
         assert world.replayed() == world.state
         assert world.state.held == owner
-    assert messages.VERSION == 1
