@@ -41,6 +41,8 @@ table ip nat {
   }
 }
 """
+# An owner that was killed before PDEATHSIG was set sends no signal any more: so look for it once that is set.
+_UNLESS_ORPHANED: Final = ("sh", "-c", 'test "$PPID" = "$1" || exit 1; shift; exec "$@"', "sh")
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -116,7 +118,9 @@ class Lab:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in a place to its end; CalledProcessError if it fails, unless `check` is False."""
         words = ["ip", "netns", "exec", self.namespace(place), *argv]
-        return subprocess.run(words, input=stdin_text, text=True, capture_output=True, check=check)
+        return subprocess.run(
+            words, input=stdin_text, text=True, capture_output=True, check=check, start_new_session=True
+        )
 
     def start(
         self,
@@ -129,7 +133,7 @@ class Lab:
         Call it from a thread that lives as long as the lab: PDEATHSIG counts from the thread. The process
         has a session of its own, so that a Ctrl-C reaches the lab alone, which ends things in its own order.
         """
-        words = ["setpriv", "--pdeathsig", "KILL", "--"]
+        words = ["setpriv", "--pdeathsig", "KILL", "--", *_UNLESS_ORPHANED, str(os.getpid())]
         if place is not None:
             words += ["ip", "netns", "exec", self.namespace(place)]
         options = {"stdin": subprocess.DEVNULL, "start_new_session": True, **options}

@@ -14,7 +14,7 @@ from tracker.client import OutboxLocked, OutboxOutdated, OutboxUnreadable
 from tracker.configuration import ConfigurationError, Problem, load
 
 
-@click.command()
+@click.command("rewriter")
 @click.option(
     "--config",
     "config_path",

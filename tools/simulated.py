@@ -122,6 +122,7 @@ class Actor:
         self._port = port
         self._commands = commands
         self._counters = {"icmp": 0, "not_sent": 0}
+        self._last_sent_at: float | None = None
         self._first_wrong_checksum = wrong_checksums()
         self._unread = b""
 
@@ -162,8 +163,9 @@ class Actor:
             case []:
                 return
             case ["counters", *_]:
-                wrong = {"wrong_checksum": wrong_checksums() - self._first_wrong_checksum}
-                facts = {**self._core.counters(), **self._counters, **wrong}
+                wrong = wrong_checksums() - self._first_wrong_checksum
+                own = {**self._counters, "wrong_checksum": wrong, "last_sent_at": self._last_sent_at}
+                facts = {**self._core.counters(), **own}
                 self._carry_out([Note("counters", facts)])
             case ["send" | "send-without-checksum" as name, where, payload]:
                 checksum = name == "send"
@@ -180,7 +182,10 @@ class Actor:
         for output in outputs:
             match output:
                 case Send():
-                    self._counters["not_sent"] += not self._port.send(output)
+                    if self._port.send(output):
+                        self._last_sent_at = time.time()
+                    else:
+                        self._counters["not_sent"] += 1
                 case Note(event, facts):
                     print(json.dumps({"event": event, "at": time.time(), **facts}), flush=True)
                 case Open():

@@ -14,7 +14,6 @@ from typing import Final, NamedTuple
 
 from rewriter.cuseeme import (
     HEADER_LENGTH,
-    NO_ADDRESS,
     OPEN_CONTINUE_LENGTH,
     ClientEntry,
     CuSeeMePacket,
@@ -266,11 +265,14 @@ def _relayed_open_continue(packet: CuSeeMePacket, payload: bytes, sender: Member
         return payload[:12] + sender.virtual_address + payload[16:]
     kept = b""
     if body.client_count:
-        own = recipient.key.header_address
-        number = next((n for n, entry in enumerate(body.entries) if entry.address == own), None)
-        start = OPEN_CONTINUE_LENGTH + CLIENT_ENTRY_LENGTH * (number or 0)
-        listed = number is not None and own != NO_ADDRESS
-        kept = payload[start : start + CLIENT_ENTRY_LENGTH] if listed else bytes(CLIENT_ENTRY_LENGTH)
+        # The sender knows the recipient by its virtual address, the recipient knows itself by what it wrote.
+        known_as = recipient.virtual_address
+        number = next((n for n, entry in enumerate(body.entries) if entry.address == known_as), None)
+        if number is None:
+            kept = bytes(CLIENT_ENTRY_LENGTH)
+        else:
+            start = OPEN_CONTINUE_LENGTH + CLIENT_ENTRY_LENGTH * number
+            kept = recipient.key.header_address + payload[start + 4 : start + CLIENT_ENTRY_LENGTH]
     extras = body.extras
     if extras.endswith(b"\x01\0\0\0"):
         extras = extras[:-4] + b"\x01\0\x01\0"

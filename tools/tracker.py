@@ -15,7 +15,7 @@ from tracker.configuration import ConfigurationError, TrackerFile, load
 from tracker.server import EndpointUnusable, serve
 
 
-@click.command()
+@click.command("tracker")
 @click.option(
     "--config",
     "config",

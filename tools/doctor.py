@@ -1,0 +1,312 @@
+"""`porthold doctor`: would a rewriter run here? What is there, what is missing, and how to mend it.
+
+Rule 1: nothing of the machine is changed: rules are tried in network namespaces that end at once.
+Rule 2: `fail` keeps a rewriter from running or a call from passing; `warn` may surprise later.
+Rule 3: what can't be tried, because something before it failed, is a `warn` that says so.
+"""
+
+import importlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, Literal
+
+import click
+
+from rewriter.configuration import GatewayFile, GatewaySection, ruleset_for
+from rewriter.ruleset import MOST_SPEAKERS, TABLE, render
+from tools.options import DEFAULT_CONFIG, config_option, json_option
+from tools.output import print_json, print_line
+from tracker.configuration import ConfigurationError, load
+
+KERNEL_WANTED: Final = (5, 16)
+NFT_WANTED: Final = (1, 0, 1)
+CAP_NET_ADMIN: Final = 12  # include/uapi/linux/capability.h
+CAP_SYS_ADMIN: Final = 21
+STRICT: Final = 1  # rp_filter, Documentation/networking/ip-sysctl.rst
+READS_A_QUEUE: Final = "from rewriter.kernel import Queue; Queue(17648).close()"
+REWRITES: Final = """
+table ip probe {
+  chain c {
+    type filter hook postrouting priority 150
+    udp dport 7648 @ih,96,32 set @nh,96,32
+  }
+}
+"""
+STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the answer. `mend`: what to do; empty where all is well."""
+
+    state: Literal["ok", "warn", "fail"]
+    what: str
+    found: str
+    mend: str = ""
+
+
+@click.command("doctor")
+@config_option
+@json_option
+def command(config: Path | None, *, as_json: bool) -> None:
+    """Would a rewriter run here: rights, kernel, nft, queues, configuration, forwarding.
+
+    Ends with 0 if it would (warnings or not), with 1 if something fails. Run it as the rewriter will run: as
+    root, and within the gateway's network namespace.
+    """
+    found = list(examine(config or DEFAULT_CONFIG))
+    would_run = not any(check.state == "fail" for check in found)
+    if as_json:
+        print_json({"would_run": would_run, "checks": found})
+    else:
+        for check in found:
+            print_line((f"{check.state:<5}", STYLES[check.state]), f"{check.what}: {check.found}")
+            if check.mend:
+                print_line(f"      {check.mend}")
+        print_line(("A rewriter would run here." if would_run else "A rewriter would not run here.", "bold"))
+    sys.exit(0 if would_run else 1)
+
+
+def examine(config: Path) -> Iterator[Check]:
+    """All checks, in the order in which things depend on each other."""
+    rights = list(check_rights(os.geteuid(), Path("/proc/self/status").read_text()))
+    yield from rights
+    yield check_kernel_version(os.uname().release)
+    yield from check_tools()
+    kernel, libraries = load_kernel()
+    yield from libraries
+    file, problems = read_file(config)
+    if kernel is None or any(check.state == "fail" for check in rights):
+        yield Check("warn", "kernel", "rewriting and queues not tried, because of the above")
+    else:
+        yield from check_kernel(kernel, file)
+    yield from problems
+    yield from check_forwarding(Path("/proc/sys/net/ipv4"))
+    if file is not None and file.gateway is not None:
+        yield from check_gateway(file, file.gateway)
+    yield from check_policies()
+
+
+# --- rights, tools, libraries -------------------------------------------------------------------------------
+
+
+def check_rights(user: int, status: str) -> Iterator[Check]:
+    """`status`: /proc/self/status."""
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    capabilities = int(found[1], 16) if found else 0
+    wanted = {"CAP_NET_ADMIN": CAP_NET_ADMIN, "CAP_SYS_ADMIN": CAP_SYS_ADMIN}
+    missing = [name for name, bit in wanted.items() if not capabilities >> bit & 1]
+    if user != 0:
+        yield Check("fail", "rights", f"user {user} is not root", "run it with sudo, or as a system service")
+    elif missing:
+        mend = "give the container these capabilities, or run it on the machine itself"
+        yield Check("fail", "rights", f"root, but without {' and '.join(missing)}", mend)
+    else:
+        yield Check("ok", "rights", "root, with CAP_NET_ADMIN and CAP_SYS_ADMIN")
+
+
+def check_kernel_version(release: str) -> Check:
+    if version_in(release) >= KERNEL_WANTED:
+        return Check("ok", "kernel version", release)
+    mend = "install a kernel of 5.16 or newer (Debian 12 has 6.1): older ones can't rewrite payload"
+    return Check("fail", "kernel version", release, mend)
+
+
+def version_in(text: str) -> tuple[int, ...]:
+    """The first number with dots in a text, as a tuple; empty if there is none."""
+    found = re.search(r"\d+(?:\.\d+)+", text)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
+
+
+def check_tools() -> Iterator[Check]:
+    yield check_tool("nft", "nftables", NFT_WANTED)
+    yield check_tool("conntrack", "conntrack")
+    yield check_tool("unshare", "util-linux")
+
+
+def check_tool(tool: str, package: str, wanted: tuple[int, ...] = ()) -> Check:
+    if shutil.which(tool) is None:
+        return Check("fail", tool, "is not installed", f"apt-get install {package}")
+    said = output_of([tool, "--version"]).strip()
+    if not said:
+        return Check("fail", tool, "does not run", f"apt-get install --reinstall {package}")
+    if version_in(said) < wanted:
+        least = ".".join(map(str, wanted))
+        return Check("fail", tool, f"{said}; {least} is needed", f"install {package} {least} or newer")
+    return Check("ok", tool, said)
+
+
+def output_of(argv: list[str]) -> str:
+    """What a tool says on stdout, empty if it fails (`kernel.run` is there only with its libraries)."""
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
+    return done.stdout if done.returncode == 0 else ""
+
+
+def load_kernel() -> tuple[ModuleType | None, list[Check]]:
+    """`rewriter.kernel`, if the libraries that it stands on can be loaded."""
+    try:
+        kernel = importlib.import_module("rewriter.kernel")
+        kernel.Tables()
+    except (ImportError, OSError) as error:
+        mend = "apt-get install libnftables1 libnetfilter-queue1; then the set-up again (tools/demo)"
+        return None, [Check("fail", "libraries", str(error), mend)]
+    return kernel, [Check("ok", "libraries", "libnftables and netfilterqueue can be loaded")]
+
+
+# --- what the kernel can ------------------------------------------------------------------------------------
+
+
+def check_kernel(kernel: Any, file: GatewayFile | None) -> Iterator[Check]:  # noqa: ANN401 (loaded late)
+    """`kernel` is rewriter.kernel."""
+    said = kernel.try_in_vain(REWRITES)
+    if said is not None:
+        mend = "kernel 5.16 with CONFIG_NF_TABLES, CONFIG_NF_TABLES_IPV4; nft 1.0.1: Debian 12 has all of it"
+        yield Check("fail", "rewriting", f"the kernel refuses @ih … set …: {said}", mend)
+        return
+    yield Check("ok", "rewriting", "the kernel rewrites payload (@ih … set …)")
+    native = kernel.has_native_queue()
+    queues = list(check_queues(kernel, native=native))
+    yield from queues
+    speakers = kernel.most_speakers()
+    if speakers < MOST_SPEAKERS:
+        found = f"{speakers} speaker addresses of an audio packet are translated, of {MOST_SPEAKERS} possible"
+        yield Check("warn", "speakers", found, "a newer kernel reaches all; calls work all the same")
+    else:
+        yield Check("ok", "speakers", f"all {MOST_SPEAKERS} speaker addresses are translated")
+    yield check_connections(kernel)
+    if file is not None and file.gateway is not None and file.services:
+        rules = ruleset_for(file, 1, native_queue=native, most_speakers=speakers)
+        said = kernel.try_in_vain(render(rules, 1, (), replaces=None))
+        if said is None:
+            yield Check("ok", "ruleset", "the kernel takes the rules of this configuration")
+        else:
+            mend = "a kernel with CONFIG_NFT_NAT and CONFIG_NFT_CT; Debian's own has them"
+            yield Check("fail", "ruleset", f"the kernel refuses the rules: {said}", mend)
+
+
+def check_queues(kernel: Any, *, native: bool) -> Iterator[Check]:  # noqa: ANN401 (loaded late)
+    refused = None if native else kernel.has_iptables_queue()
+    if refused is not None:
+        mend = "apt-get install iptables; modprobe -a nfnetlink_queue xt_NFQUEUE; or CONFIG_NFT_QUEUE"
+        yield Check("fail", "queue", f"neither nft's queue nor iptables-nft's NFQUEUE: {refused}", mend)
+        return
+    kind = "nft's queue" if native else "iptables-nft's NFQUEUE (this kernel has no nft queue)"
+    yield Check("ok", "queue", kind)
+    said = refusal(kernel, [sys.executable, "-c", READS_A_QUEUE])
+    if said is not None:
+        yield Check("fail", "queue reader", f"no queue can be read: {said}", "modprobe nfnetlink_queue")
+
+
+def check_connections(kernel: Any) -> Check:  # noqa: ANN401 (loaded late)
+    said = refusal(kernel, ["conntrack", "-L"])
+    if said is None:
+        return Check("ok", "connections", "conntrack lists them")
+    return Check("fail", "connections", f"conntrack can't list them: {said}", "modprobe nf_conntrack_netlink")
+
+
+def refusal(kernel: Any, argv: list[str]) -> str | None:  # noqa: ANN401 (loaded late)
+    """What a command says against running in a network namespace of its own; None if it runs."""
+    try:
+        kernel.run(["unshare", "--net", *argv])
+    except kernel.KernelRefused as refused:
+        return str(refused).strip().splitlines()[-1]
+    return None
+
+
+# --- configuration and this machine's network ---------------------------------------------------------------
+
+
+def read_file(config: Path) -> tuple[GatewayFile | None, list[Check]]:
+    """The configuration, if it can be loaded, and what is to be said of it."""
+    try:
+        file = load(config, GatewayFile)
+    except ConfigurationError as error:
+        there = os.access(config, os.F_OK)
+        mend = "write it as README.md says" if there else "write it, or say where it is with --config FILE"
+        return None, [Check("fail", "configuration", str(problem), mend) for problem in error.problems]
+    try:
+        found = list(file.worker_problems())
+    except PermissionError as error:  # a state directory that only root may look into
+        return file, [Check("fail", "configuration", f"{config}: {error}", "try again with sudo")]
+    problems = [Check("fail", "configuration", f"{config}: {key}: {reason}") for key, reason in found]
+    return file, problems or [Check("ok", "configuration", str(config))]
+
+
+def check_forwarding(ipv4: Path) -> Iterator[Check]:
+    """`ipv4`: /proc/sys/net/ipv4."""
+    if (ipv4 / "ip_forward").read_text().strip() == "1":
+        yield Check("ok", "forwarding", "net.ipv4.ip_forward is 1")
+    else:
+        mend = "sysctl -w net.ipv4.ip_forward=1, and the same in /etc/sysctl.d"
+        yield Check("fail", "forwarding", "this machine forwards no packets (net.ipv4.ip_forward is 0)", mend)
+
+
+def check_gateway(file: GatewayFile, gateway: GatewaySection) -> Iterator[Check]:
+    present = {name for _, name in socket.if_nameindex()}
+    lans = [(f"gateway.lan[{number}]", name) for number, name in enumerate(gateway.lan)]
+    for key, name in (*lans, ("gateway.wan", gateway.wan)):
+        yield check_interface(key, name, there=name in present)
+        if name in present:
+            yield from check_reverse_path(name, Path("/proc/sys/net/ipv4/conf"))
+    if gateway.public_address is not None and gateway.public_address not in addresses_of(gateway.wan):
+        found = f"gateway.public_address {gateway.public_address} is not an address of {gateway.wan}"
+        yield Check("warn", "public address", found, "give it to the interface, or leave the setting out")
+    yield check_log_directory(file.tracker.log.parent)
+
+
+def check_interface(key: str, name: str, *, there: bool) -> Check:
+    if not there:
+        mend = "write its name as `ip link` has it, or bring it up first"
+        return Check("fail", "interface", f"{key}: there is no {name!r}", mend)
+    addresses = addresses_of(name)
+    if not addresses:
+        mend = f"ip address add ADDRESS/PREFIX dev {name}, or wait for DHCP: without one nothing is bound"
+        return Check("warn", "interface", f"{key}: {name} has no IPv4 address", mend)
+    return Check("ok", "interface", f"{key}: {name} has {', '.join(addresses)}")
+
+
+def addresses_of(interface: str) -> list[str]:
+    """The IPv4 addresses that `ip` lists for an interface."""
+    listed = output_of(["ip", "-4", "-json", "address", "show", "dev", interface])
+    entries = json.loads(listed) if listed.strip() else []
+    return [found["local"] for entry in entries for found in entry.get("addr_info", ())]
+
+
+def check_reverse_path(interface: str, conf: Path) -> Iterator[Check]:
+    """The stricter of the interface's own setting and that for all counts (ip-sysctl.rst)."""
+    strictest = max(int((conf / name / "rp_filter").read_text()) for name in ("all", interface))
+    if strictest == STRICT:
+        found = f"{interface}: strict (rp_filter is 1); what comes another way than it goes is dropped"
+        mend = f"only with several ways to the Internet: sysctl -w net.ipv4.conf.{interface}.rp_filter=2"
+        yield Check("warn", "reverse path", found, mend)
+
+
+def check_log_directory(directory: Path) -> Check:
+    """Only a warning: the tracker needs it, and may run as another user, or elsewhere."""
+    if not os.access(directory, os.F_OK):
+        return Check("warn", "log", f"there is no directory {directory}", f"install -d -m 0700 {directory}")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        mend = f"chown it to the user that runs the tracker: ls -ld {directory}"
+        return Check("warn", "log", f"{directory} is not writable for this user", mend)
+    return Check("ok", "log", f"{directory} is writable")
+
+
+def check_policies() -> Iterator[Check]:
+    """Other tables whose forward chains drop what no rule of theirs accepts."""
+    listed = output_of(["nft", "--json", "list", "chains"]) if shutil.which("nft") else ""
+    for item in json.loads(listed)["nftables"] if listed else ():
+        chain = item.get("chain", {})
+        foreign = (chain.get("family"), chain.get("table")) != ("ip", TABLE)
+        if foreign and chain.get("hook") == "forward" and chain.get("policy") == "drop":
+            place = f"{chain['family']} {chain['table']} {chain['name']}"
+            mend = "let pass there: what the LAN sends, `ct status dnat`, `ct state established,related`"
+            yield Check("warn", "firewall", f"the chain {place} drops forwarded packets by policy", mend)

@@ -1,0 +1,111 @@
+"""Options that the reading commands share, and what they open.
+
+Rule 1: what the user got wrong is one message that says what to do, and exit code 2. Rule 2: nothing here
+imports a netfilter library.
+"""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from eventlog.reading import LogReader, LogUnreadable
+from eventlog.record import RecordError
+from rewriter.configuration import GatewayFile
+from tracker.configuration import ConfigurationError, address_from_text, load
+
+DEFAULT_CONFIG: Final = Path("/etc/porthold/porthold.toml")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class WrongUse(click.ClickException):
+    """What was asked for can't be had like this; the message says what to do."""
+
+    exit_code = 2
+
+
+class AddressType(click.ParamType[bytes]):
+    """An IPv4 address; its value is four octets."""
+
+    name = "address"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        if isinstance(value, bytes):
+            return value
+        try:
+            return address_from_text(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is no IPv4 address like 192.0.2.1: {error}", param, ctx)
+
+
+ADDRESS: Final = AddressType()
+
+
+def config_option(function: Function) -> Function:
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        show_default=str(DEFAULT_CONFIG),
+        help="The configuration file.",
+    )(function)
+
+
+def log_options(function: Function) -> Function:
+    """`--config` and `--log`: where the log is."""
+    option = click.option(
+        "--log",
+        "log_path",
+        type=click.Path(path_type=Path),
+        help="The log itself, for a copy or where there is no configuration.",
+    )
+    return config_option(option(function))
+
+
+def json_option(function: Function) -> Function:
+    return click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for programs.")(function)
+
+
+def read_configuration(config: Path | None) -> GatewayFile:
+    """The configuration file; ends with 2 where it can't be used."""
+    path = config or DEFAULT_CONFIG
+    try:
+        return load(path, GatewayFile)
+    except ConfigurationError as error:
+        hint = "" if os.access(path, os.F_OK) else "\nSay where it is with --config FILE."
+        raise WrongUse(f"{error}{hint}") from error
+
+
+def log_path_of(config: Path | None, log_path: Path | None) -> Path:
+    """The log that the options mean; its file exists."""
+    if config is not None and log_path is not None:
+        raise click.UsageError("--config and --log both say where the log is; give one of them.")
+    if log_path is None and config is None and not os.access(DEFAULT_CONFIG, os.F_OK):
+        raise WrongUse(f"There is no {DEFAULT_CONFIG}; say where the log is: --config FILE or --log FILE.")
+    path = log_path or read_configuration(config).tracker.log
+    try:
+        there = path.is_file()
+    except PermissionError:
+        raise WrongUse(f"{path} may not be read by this user; try again with sudo.") from None
+    if not there:
+        raise WrongUse(f"There is no log {path}; a tracker makes it when it first starts.")
+    if not os.access(path, os.R_OK):
+        raise WrongUse(f"{path} may not be read by this user; try again with sudo.")
+    return path
+
+
+@contextmanager
+def opened_log(config: Path | None, log_path: Path | None) -> Iterator[LogReader]:
+    """The log, for reading; whatever makes it unreadable ends with 2."""
+    path = log_path_of(config, log_path)
+    try:
+        with LogReader.open(path) as reader:
+            yield reader
+    except LogUnreadable as error:
+        raise WrongUse(str(error)) from error
+    except (sqlite3.DatabaseError, RecordError) as error:
+        reason = f"{path} can't be read as a tracker's log: {error}. See porthold verify."
+        raise WrongUse(reason) from error

@@ -1,0 +1,123 @@
+"""`porthold status`: how the tracker stands, asked over the endpoint for readers."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from tools.options import WrongUse, config_option, json_option, read_configuration
+from tools.output import octets_text, print_json, print_line, print_table, time_text
+from tracker.client import ask_status
+from tracker.configuration import IPC
+from tracker.messages import Status
+from tracker.shapes import ProtocolError
+
+
+@click.command("status")
+@config_option
+@click.option("--endpoint", help="The tracker's endpoint for readers, instead of the configuration's.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0.05, 60), default=2.0, show_default=True)
+@json_option
+def command(config: Path | None, endpoint: str | None, timeout_s: float, *, as_json: bool) -> None:
+    """Sessions, bindings and counters of the running tracker.
+
+    Ends with 0 if it answers, with 1 if none does.
+    """
+    if endpoint is not None and config is not None:
+        raise click.UsageError("--config and --endpoint both say whom to ask; give one of them.")
+    endpoint = endpoint or read_configuration(config).tracker.reader_endpoint
+    if not endpoint.startswith(IPC + "/"):
+        raise WrongUse(f"{endpoint!r} is no endpoint; write ipc:///PATH")
+    try:
+        status = ask_status(endpoint, timeout_s)
+    except ProtocolError as error:
+        print_silence(endpoint, f"what answers is no tracker of this version ({error})", as_json=as_json)
+        sys.exit(1)
+    if status is None:
+        print_silence(endpoint, why_silent(endpoint, timeout_s), as_json=as_json)
+        sys.exit(1)
+    if as_json:
+        print_json({"endpoint": endpoint, "answers": True, "status": status})
+    else:
+        print_status(status)
+
+
+def why_silent(endpoint: str, timeout_s: float) -> str:
+    """The likeliest reason, and what to do."""
+    path = Path(endpoint.removeprefix(IPC))
+    try:
+        there = path.exists()
+    except PermissionError:
+        there = True
+    if not there:
+        return "there is no such socket; start `porthold tracker`"
+    if not os.access(path, os.R_OK | os.W_OK):
+        return "this user may not use the socket; try again with sudo"
+    return f"no answer in {timeout_s:g} s; the tracker has ended, is stopped or busy"
+
+
+def print_silence(endpoint: str, why: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"endpoint": endpoint, "answers": False, "status": None})
+    print(f"No tracker answers at {endpoint}: {why}.", file=sys.stderr)
+
+
+def print_status(status: Status) -> None:
+    started = time_text(status.started_ns)
+    print_line(
+        ("tracker ", "bold"),
+        f"{status.version}, run {status.run} since {started}, {status.records} records in the log",
+    )
+    print_sessions(status)
+    print_bindings(status)
+    counters = [(counter.name, counter.value) for counter in status.counters]
+    if counters:
+        print_table("Counters", ("what", "count"), counters)
+
+
+def print_sessions(status: Status) -> None:
+    if not status.sessions:
+        print_line("No session: no worker has come yet.")
+        return
+    print_table(
+        "Sessions",
+        ("gateway", "epoch", "worker", "host", "state", "bindings"),
+        [
+            (
+                session.gateway,
+                session.epoch,
+                session.worker,
+                session.host,
+                "lost" if session.lost else f"lease for {session.lease_left_ms / 1000:.1f} s",
+                session.bindings,
+            )
+            for session in status.sessions
+        ],
+    )
+
+
+def print_bindings(status: Status) -> None:
+    if not status.bindings:
+        print_line("No bindings: nobody holds a port.")
+        return
+    print_table(
+        "Bindings",
+        ("binding", "gateway", "public address", "service", "peer", "holder", "mac", "user", "since"),
+        [
+            (
+                view.binding,
+                view.resource.gateway,
+                octets_text(view.resource.public_address),
+                view.resource.service,
+                None if view.resource.peer is None else octets_text(view.resource.peer),
+                octets_text(view.holder),
+                None if view.mac is None else octets_text(view.mac),
+                view.user_name,
+                time_text(view.since_ns),
+            )
+            for view in status.bindings
+        ],
+    )
+    if status.bindings_omitted:
+        print_line(f"{status.bindings_omitted} more bindings: porthold holds --open")
