@@ -1,10 +1,11 @@
 """Checkpoints: the log's size and root, signed (C2SP tlog-checkpoint), and when to make one.
 
-Rule 1: only what is committed is signed: a checkpoint over records that a crash takes back would be a lie for ever.
-Rule 2: nothing is signed that contradicts the checkpoint before it; a log that does not continue its own past is
-damaged or has been exchanged, and raises.
-Rule 3: what lies after the last checkpoint is unprotected. Whoever keeps a checkpoint elsewhere can prove truncation,
-rewriting, forks and rollback with the public key alone.
+Rule 1: only what is committed is signed: a checkpoint over records that a crash takes back would be a lie
+for ever.
+Rule 2: nothing is signed that contradicts the checkpoint before it; a log that does not continue its own
+past is damaged or has been exchanged, and raises.
+Rule 3: what lies after the last checkpoint is unprotected. Whoever keeps a checkpoint elsewhere can prove
+truncation, rewriting, forks and rollback with the public key alone.
 """
 
 import base64
@@ -65,7 +66,7 @@ def parse_checkpoint(note: bytes) -> Checkpoint:
 
 
 def verify_checkpoint(note: bytes, keys: Iterable[VerifyingKey]) -> tuple[Checkpoint, VerifyingKey]:
-    """A checkpoint, and the key that signed it. Raises NoteError unless it is one of these keys, of the log's name."""
+    """The checkpoint and its signer. Raises NoteError unless one of these keys signed its own log's."""
     text, key = verify_note(note, keys)
     checkpoint = _parse_text(text)
     if checkpoint.origin != key.name:
@@ -83,7 +84,7 @@ def make_checkpoint(log: Log, key: SigningKey, made_ns: int) -> bytes:
     if last is not None:
         before = parse_checkpoint(last.note)
         if before.size > head.size or log.root_at(before.size) != before.root:
-            detail = f"it had {before.size} records at its last checkpoint and these are not the same"
+            detail = f"its first {before.size} records are not those of its last checkpoint"
             raise CheckpointContradicted(f"{log.path}: {detail}; `verify` says where")
     note = key.sign(Checkpoint(key.name, head.size, head.root).text())
     log.write_checkpoint(note, head.size, made_ns)
@@ -91,7 +92,7 @@ def make_checkpoint(log: Log, key: SigningKey, made_ns: int) -> bytes:
 
 
 def write_to_directory(directory: Path, note: bytes) -> Path:
-    """Put a checkpoint into a directory, by its size and as the latest: whole or not at all. Raises OSError."""
+    """Put a checkpoint there, by its size and as the latest: whole or not at all. Raises OSError."""
     path = directory / f"{parse_checkpoint(note).size:020}.checkpoint"
     for target in (path, directory / LATEST):
         partial = target.with_name(f".{target.name}.partial")
@@ -111,7 +112,8 @@ def write_to_directory(directory: Path, note: bytes) -> Path:
 def key_change_fields(new: VerifyingKey, old: SigningKey | None) -> tuple[Value, ...]:
     """The fields of a KEY_CHANGED record: the new key, and the old one's word for it.
 
-    `old` is None for a log's first key, and when the old key is lost: then an auditor must be told of the new one.
+    `old` is None for a log's first key, and when the old key is lost: then an auditor must be told of the
+    new one.
     """
     return (str(new), None if old is None else old.sign(f"{_KEY_CHANGE}\n{new}\n".encode()))
 

@@ -4,11 +4,11 @@
     <empty line>
     — <key name> base64(key id of 4 bytes || signature)
 
-Rule: a note is believed only when a known key's signature over its text is valid; signatures of keys that nobody knows
-are ignored, a bad one of a known key refuses the whole note.
+Rule: a note is believed only when a known key's signature over its text is valid; signatures of keys that
+nobody knows are ignored, a bad one of a known key refuses the whole note.
 
-Keys are written as in golang.org/x/mod/sumdb/note: `name+id+base64` for the public half, `PRIVATE+KEY+name+id+base64`
-for the private one, so its tools read them too.
+Keys are written as in golang.org/x/mod/sumdb/note: `name+id+base64` for the public half,
+`PRIVATE+KEY+name+id+base64` for the private one, so its tools read them too.
 """
 
 import base64
@@ -74,7 +74,7 @@ class VerifyingKey:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SigningKey:
-    """The private half: a name and a seed of 32 bytes. Its text form is a secret, so `repr` shows the name alone."""
+    """The private half: a name and a seed of 32 bytes. `repr` shows the name alone."""
 
     name: str
     seed: bytes

@@ -1,4 +1,5 @@
-"""One small file that proves one record to be in the log (C2SP tlog-proof), checked offline with the public key alone.
+"""One small file that proves one record to be in the log (C2SP tlog-proof), checked offline with the public
+key alone.
 
     c2sp.org/tlog-proof@v1
     extra base64(0x00 || the record's bytes), or base64(0x01 || leaf hash) of a redacted record
@@ -7,8 +8,8 @@
     <empty line>
     the checkpoint
 
-The extra line is not believed, as the format demands: the leaf is hashed from it, and only a leaf that leads to the
-signed root passes.
+The extra line is not believed, as the format demands: the leaf is hashed from it, and only a leaf that leads
+to the signed root passes.
 """
 
 import base64
@@ -34,7 +35,7 @@ class ProofRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """What a proof has shown: this record (None: redacted) stands at this position of the checkpoint's log."""
+    """What a proof has shown: at this position of the log stands this record (None: redacted)."""
 
     position: int
     record: Record | None

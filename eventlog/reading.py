@@ -18,8 +18,8 @@ from sqlite_utils import Database
 from eventlog import merkle
 from eventlog.projection import Cell
 from eventlog.record import Record, RecordError, decode
-from eventlog.snapshot import Snapshot, SnapshotDamaged, check_snapshot
 from eventlog.schema import APPLICATION_ID, KNOWN_MIGRATIONS, migrations
+from eventlog.snapshot import Snapshot, SnapshotDamaged, check_snapshot
 
 Parameters: TypeAlias = Sequence[Cell] | Mapping[str, Cell]
 
@@ -87,7 +87,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class StoredCheckpoint:
-    """A checkpoint kept in the log's file: the size that it is over, when it was made, and the signed note."""
+    """A checkpoint kept in the log's file: the size it is over, when it was made, the signed note."""
 
     number: int
     size: int
@@ -203,9 +203,10 @@ class LogReader:
         return hashes
 
     def stored_nodes(self, level: int, first: int = 0) -> Iterator[tuple[int, bytes]]:
-        """The hashes stored on a level above the leaves from number `first` on, as (number, hash) in order."""
+        """The hashes stored on a level above the leaves, from number `first` on: (number, hash) in order."""
         yield from self._connection.execute(
-            "SELECT number, hash FROM log_nodes WHERE level = ? AND number >= ? ORDER BY number", (level, first)
+            "SELECT number, hash FROM log_nodes WHERE level = ? AND number >= ? ORDER BY number",
+            (level, first),
         )
 
     def stored_levels(self) -> list[int]:
@@ -245,7 +246,9 @@ class LogReader:
 
     def checkpoints(self) -> list[StoredCheckpoint]:
         """All checkpoints in the log's file, in the order in which they were made."""
-        rows = self._connection.execute("SELECT number, size, made_ns, note FROM log_checkpoints ORDER BY number")
+        rows = self._connection.execute(
+            "SELECT number, size, made_ns, note FROM log_checkpoints ORDER BY number"
+        )
         return [StoredCheckpoint(*row) for row in rows]
 
     def latest_checkpoint(self) -> StoredCheckpoint | None:
@@ -280,6 +283,10 @@ class LogReader:
         """An operational value."""
         row = self._connection.execute("SELECT value FROM log_notes WHERE name = ?", (name,)).fetchone()
         return None if row is None else bytes(row[0])
+
+    def projection_versions(self) -> dict[str, int]:
+        """The projections that have tables here, and of which version these are."""
+        return dict(self._connection.execute("SELECT name, version FROM log_projections"))
 
     def query(self, statement: str, parameters: Parameters = ()) -> list[tuple[Cell, ...]]:
         """The rows of a reading SQL statement, for questions to projections."""

@@ -1,7 +1,8 @@
 """Snapshots: a state folded from the records, kept so that a restart need not fold them all again.
 
-Rule: a snapshot is believed because a record says its hash, and that record is in the tree. Whoever changes the state
-without the record is found at the next start; whoever changes both has to rewrite the log, which checkpoints show.
+Rule: a snapshot is believed because a record says its hash, and that record is in the tree. Whoever changes
+the state without the record is found at the next start; whoever changes both has to rewrite the log, which
+checkpoints show.
 
 What a state is, only its owner knows: bytes to us. `verify` folds it again where its owner lends the fold.
 """

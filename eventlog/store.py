@@ -137,7 +137,7 @@ class Log(LogReader):
         super().close()
         self._lock.release()
 
-    def append(
+    def append(  # noqa: PLR0913 - all that one transaction takes, each by its name
         self,
         records: Sequence[Record],
         *,

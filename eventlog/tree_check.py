@@ -7,12 +7,24 @@ from eventlog.reading import LogReader
 
 
 class TreeCheck:
-    """The tree made again leaf by leaf, each stored hash compared when its subtree is complete."""
+    """A growing tree; each stored hash is compared when its subtree is complete.
 
-    def __init__(self, reader: LogReader) -> None:
-        self._frontier = merkle.Frontier()
-        self._stored = {level: reader.stored_nodes(level) for level in reader.stored_levels()}
+    `first`: from which position on; the tree before it is then believed, as a checkpoint's.
+    """
+
+    def __init__(self, reader: LogReader, first: int = 0) -> None:
+        self._frontier = merkle.frontier_at(reader, first)
+        self._stored = {level: reader.stored_nodes(level, first >> level) for level in reader.stored_levels()}
         self._ahead = {level: next(nodes, None) for level, nodes in self._stored.items()}
+
+    @property
+    def size(self) -> int:
+        """How many leaves there are by now."""
+        return self._frontier.size
+
+    def root(self) -> bytes:
+        """The root over them."""
+        return self._frontier.root()
 
     def append(self, leaf: bytes) -> Iterator[tuple[int, int, str]]:
         """The subtrees complete with this leaf whose stored hash is wrong: (first position, end, what)."""
@@ -23,12 +35,11 @@ class TreeCheck:
                 wrong = "missing" if stored is None else "not that of the records"
                 yield first, end, f"the stored hash over positions {first} to {end - 1} is {wrong}"
 
-    def surplus(self) -> Iterator[tuple[int, str]]:
-        """Stored hashes of subtrees that are not complete."""
+    def surplus(self) -> Iterator[str]:
+        """After the last leaf: hashes stored of subtrees that are not complete."""
         for level, ahead in self._ahead.items():
             if ahead is not None:
-                number = ahead[0]
-                yield number << level, f"a hash is stored for number {number} on level {level}, too early"
+                yield f"a hash is stored for number {ahead[0]} on level {level}, which is not complete"
 
     def _take(self, level: int, number: int) -> bytes | None:
         ahead = self._ahead.get(level)
@@ -39,6 +50,3 @@ class TreeCheck:
             return None
         self._ahead[level] = next(self._stored[level], None)
         return ahead[1]
-
-    def root(self) -> bytes:
-        return self._frontier.root()

@@ -1,8 +1,9 @@
 """Which keys are believed, and whether the log is the one that the checkpoints were signed for.
 
-Rule 1: a key is believed because the auditor brought it, or because a believed key, in force at that moment, vouches
-for it in the log. Only when no key was brought, the log's first key is believed on its own word.
-Rule 2: a checkpoint that the auditor kept counts as much as those in the file: the file's owner can leave his out.
+Rule 1: a key is believed because the auditor brought it, or because a believed key, in force at that moment,
+vouches for it in the log. Only when no key was brought, the log's first key is believed on its own word.
+Rule 2: a checkpoint that the auditor kept counts as much as those in the file: the file's owner can leave
+his out.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,7 +35,10 @@ class Trust:
         self._accepted: list[tuple[int, VerifyingKey]] = []
         self._claims = [
             *(_Claim(f"checkpoint {at.number} in the file", at.note, at.size) for at in stored),
-            *(_Claim(f"kept checkpoint {number}", note, None) for number, note in enumerate(against, start=1)),
+            *(
+                _Claim(f"kept checkpoint {number}", note, None)
+                for number, note in enumerate(against, start=1)
+            ),
         ]
         self.sizes = frozenset(self._parsed_sizes())
         self.checked = 0
@@ -58,24 +62,31 @@ class Trust:
         self._accepted.append((position, new))
         return None
 
-    def faults(self, roots: Mapping[int, bytes], first: int, size: int) -> Iterator[tuple[Fault, int]]:
+    def faults(self, roots: Mapping[int, bytes], size: int) -> Iterator[tuple[Fault, int]]:
         """What contradicts a checkpoint, each with the position up to which (not including) it can lie.
 
-        `roots`: by size, made from the records; `first`: where making them began; `size`: how many there are.
+        `roots`: by size, made from the records; `size`: how many there are.
         """
-        right = first
-        for claim, checkpoint in sorted(self._believed(faults := []), key=lambda pair: pair[1].size):
+        # The file's own checkpoints say nothing on how far a kept one's log was the same: a key can sign two.
+        right_by_kept = right_by_any = 0
+        faults: list[Fault] = []
+        for claim, checkpoint in sorted(self._believed(faults), key=lambda pair: pair[1].size):
             self.checked += 1
             if checkpoint.size > size:
-                detail = f"{claim.label} is over {checkpoint.size} records, the log has {size}: cut off, or put back"
+                wrong = f"over {checkpoint.size} records, the log has {size}: cut off, or put back"
+                detail = f"{claim.label} is {wrong}"
                 yield Fault(size, FaultKind.CHECKPOINT, detail), checkpoint.size
-            elif checkpoint.size < first:
-                continue
             elif roots.get(checkpoint.size) != checkpoint.root:
-                detail = f"{claim.label} was signed over other records than stand up to {checkpoint.size - 1} now"
-                yield Fault(right, FaultKind.CHECKPOINT, detail), checkpoint.size
+                detail = (
+                    f"{claim.label} was signed over other records than stand up to {checkpoint.size - 1} now"
+                )
+                right = right_by_kept if claim.row_size is None else right_by_any
+                position = max(0, min(right, checkpoint.size - 1))
+                yield Fault(position, FaultKind.CHECKPOINT, detail), checkpoint.size
             else:
-                right = checkpoint.size
+                right_by_any = checkpoint.size
+                if claim.row_size is None:
+                    right_by_kept = checkpoint.size
                 if self.keys:
                     self.protected = checkpoint.size
         for fault in faults:
@@ -94,7 +105,9 @@ class Trust:
                 faults.append(Fault(None, FaultKind.CHECKPOINT, detail))
             in_force = self._in_force(checkpoint.size)
             if signer is not None and in_force is not None and signer != in_force:
-                detail = f"{claim.label} is signed by a key that was not in force over {checkpoint.size} records"
+                detail = (
+                    f"{claim.label} is signed by a key that was not in force over {checkpoint.size} records"
+                )
                 faults.append(Fault(None, FaultKind.KEY, detail))
                 continue
             yield claim, checkpoint

@@ -1,22 +1,23 @@
 """Whether a log is what its records say, and if not, where it first is not.
 
-Rule 1: everything is made again from the records' bytes: leaves, tree, head, columns, projections. Nothing
-stored is believed because it is stored.
+Rule 1: everything is made again from the records' bytes: leaves, tree, head, columns, projections, states.
+Nothing stored is believed because it is stored.
 Rule 2: a fault names its position and what is wrong there. What follows from a fault named already is not
 named again.
-
-Without a checkpoint kept elsewhere this shows that the file agrees with itself; see checkpoint.py for the
-rest.
+Rule 3: a file that agrees with itself may still be a forgery. So the report says how many records lie after
+the last checkpoint that a believed key signed, and whoever kept a checkpoint elsewhere brings it.
 """
 
 import sqlite3
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from enum import StrEnum
 
 from eventlog import merkle
+from eventlog.checkpoint import Checkpoint, parse_checkpoint, verify_checkpoint
+from eventlog.faults import Fault, FaultKind
+from eventlog.note import VerifyingKey
 from eventlog.projection import Projection
 from eventlog.reading import (
     RECORDS_PER_PROGRESS,
@@ -28,25 +29,50 @@ from eventlog.reading import (
     Progress,
     ignore_progress,
 )
-from eventlog.record import CLOCK_STEPPED, REDACTED, Record, RecordError, clock_went_back, decode
+from eventlog.record import (
+    CLOCK_STEPPED,
+    KEY_CHANGED,
+    REDACTED,
+    Record,
+    RecordError,
+    clock_went_back,
+    decode,
+)
+from eventlog.refold import Difference, Refold, compare_projection
 from eventlog.schema import expected_layout, found_layout
-from eventlog.tables import ProjectionError, ProjectionTables, scratch_tables
+from eventlog.snapshot import StateFold
+from eventlog.tree_check import TreeCheck
+from eventlog.trust import Trust
+
+__all__ = ["Difference", "Fault", "FaultKind", "Report", "compare_projection", "verify"]
 
 FAULT_LIMIT = 100
 """How many faults a report lists; the others are counted."""
 
 _NO_END = 2**62
+_TREE_FAULTS = frozenset({FaultKind.MISSING, FaultKind.LEAF, FaultKind.BYTES, FaultKind.TREE, FaultKind.FILE})
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `verify` found. `faults` in the order of positions, those of no position last."""
+    """What `verify` found.
+
+    `faults`: in the order of positions, those of no position last. `first_checked`: 0, or the size of the
+    checkpoint that was to be believed. `unprotected`: the records after the last checkpoint of a believed
+    key. `clock_steps`: the positions of records that say that the clock was set, no faults in themselves.
+    `projections_unknown`: those in the file that nobody brought.
+    """
 
     size: int
     root: bytes
+    first_checked: int
     records_checked: int
     faults: tuple[Fault, ...]
     faults_not_listed: int
+    checkpoints_checked: int
+    unprotected: int
+    keys: tuple[VerifyingKey, ...]
+    clock_steps: tuple[int, ...]
     projections_checked: tuple[str, ...]
     projections_unknown: tuple[str, ...]
 
@@ -61,172 +87,220 @@ class Report:
         return self.faults[0] if self.faults else None
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """The first row in which a projection's live table differs from what the records give."""
-
-    table: str
-    live: object
-    folded: object
-
-    def __str__(self) -> str:
-        return f"{self.table}: the table has {self.live}, the records give {self.folded}"
-
-
-def verify(
-    reader: LogReader, projections: Iterable[Projection] = (), *, progress: Progress = ignore_progress
+def verify(  # noqa: PLR0913 - each by its name
+    reader: LogReader,
+    projections: Iterable[Projection] = (),
+    *,
+    keys: Sequence[VerifyingKey] = (),
+    against: Sequence[bytes] = (),
+    since: bytes | None = None,
+    folds: Iterable[StateFold] = (),
+    progress: Progress = ignore_progress,
 ) -> Report:
-    """Check the whole log against its records' bytes, as of one moment."""
+    """Check a log against its records' bytes, as of one moment.
+
+    `keys`: believed from the start; without any, the log's first key is believed on its own word. `against`:
+    checkpoints kept elsewhere. `since`: a checkpoint to be believed, so that only later records are read;
+    projections and states are then left out, as they need all. `folds`: to make kept states again. Raises
+    NoteError for a `since` that is no checkpoint of a believed key.
+    """
+    believed = None
+    if since is not None:
+        believed = verify_checkpoint(since, keys)[0] if keys else parse_checkpoint(since)
+        projections, folds = (), ()
     with reader.snapshot():
-        check = _Check(reader, projections)
-        try:
-            return check.run(progress)
-        finally:
-            check.close()
-
-
-def compare_projection(
-    reader: LogReader, projection: Projection, *, progress: Progress = ignore_progress
-) -> list[Difference]:
-    """Fold all records into a second set of tables; the first difference of each table from the live one."""
-    connection, tables = scratch_tables(projection)
-    try:
-        with reader.snapshot():
-            total = reader.size
-            for entry in reader.read():
-                record = entry.record
-                if record is not None:
-                    tables.apply(entry.position, record)
-                if entry.position % RECORDS_PER_PROGRESS == 0:
-                    progress(entry.position, total)
-            progress(total, total)
-            return list(_differences(reader, tables))
-    finally:
-        connection.close()
+        return _Check(reader, Trust(keys, reader.checkpoints(), against), believed).run(
+            projections, folds, progress
+        )
 
 
 class _Check:
     """One pass over the records, everything checked on the way."""
 
-    def __init__(self, reader: LogReader, projections: Iterable[Projection]) -> None:
+    def __init__(self, reader: LogReader, trust: Trust, since: Checkpoint | None) -> None:
         self._reader = reader
+        self._trust = trust
+        self._since = since
+        self._first = 0 if since is None else since.size
+        self._next_position = self._first
         self._faults: list[Fault] = []
         self._faults_not_listed = 0
-        self._bad_positions: list[int] = []
-        self._tree: _TreeCheck | None = None
+        self._bad_in_tree: list[int] = []
+        self._tree: TreeCheck | None = None
+        self._start_contradicted = False
+        self._roots: dict[int, bytes] = {}
         self._high_wall_ns: int | None = None
-        self._next_position = 0
+        self._clock_steps: list[int] = []
         self._without_bytes: set[int] = set()
         self._said_redacted: set[int] = set()
-        self._scratch = [scratch_tables(projection) for projection in projections]
-        self._folding = [tables for _, tables in self._scratch]
 
-    def close(self) -> None:
-        for connection, _ in self._scratch:
-            connection.close()
-
-    def run(self, progress: Progress) -> Report:
+    def run(
+        self, projections: Iterable[Projection], folds: Iterable[StateFold], progress: Progress
+    ) -> Report:
         head = Head(0, merkle.EMPTY_ROOT)
-        unknown: tuple[str, ...] = ()
-        self._check_file()
         with self._damage():
             head = self._reader.head()
-            self._tree = _TreeCheck(self._reader)
-        checked = self._check_records(head.size, progress)
-        self._check_redactions()
+        self._check_file()
+        if self._first > head.size:
+            detail = f"the checkpoint to be believed is over {self._first} records: cut off, or put back"
+            self._fault(head.size, FaultKind.CHECKPOINT, detail)
+            return self._report(head, 0, ())
+        self._start_tree()
+        refold = Refold(self._reader, projections, folds)
+        try:
+            checked = self._check_records(refold, head.size, progress)
+            self._check_redactions()
+            with self._damage():
+                self._check_head(head)
+            with self._damage():
+                self._take_in(refold.projection_faults())
+            with self._damage():
+                self._take_in(refold.snapshot_faults(self._next_position))
+        finally:
+            refold.close()
+        self._check_checkpoints()
+        return self._report(head, checked, refold.projections)
+
+    def _report(self, head: Head, checked: int, projections: tuple[str, ...]) -> Report:
+        stored: dict[str, int] = {}
         with self._damage():
-            self._check_head(checked)
-        with self._damage():
-            unknown = self._check_projections()
+            stored = self._reader.projection_versions()
         faults = sorted(self._faults, key=lambda fault: (fault.position is None, fault.position or 0))
         return Report(
             size=head.size,
             root=head.root,
+            first_checked=self._first,
             records_checked=checked,
             faults=tuple(faults),
             faults_not_listed=self._faults_not_listed,
-            projections_checked=tuple(tables.projection.name for _, tables in self._scratch),
-            projections_unknown=unknown,
+            checkpoints_checked=self._trust.checked,
+            unprotected=max(0, head.size - max(self._trust.protected, self._first)),
+            keys=self._trust.keys,
+            clock_steps=tuple(self._clock_steps),
+            projections_checked=projections,
+            projections_unknown=tuple(sorted(stored.keys() - set(projections))),
         )
 
     def _fault(self, position: int | None, kind: FaultKind, detail: str) -> None:
-        if position is not None:
-            insort(self._bad_positions, position)
-        if len(self._faults) < FAULT_LIMIT:
-            self._faults.append(Fault(position, kind, detail))
-        else:
-            self._faults_not_listed += 1
+        self._take_in([Fault(position, kind, detail)])
+
+    def _take_in(self, faults: Iterable[Fault]) -> None:
+        for fault in faults:
+            if fault.position is not None and fault.kind in _TREE_FAULTS:
+                insort(self._bad_in_tree, fault.position)
+            if len(self._faults) < FAULT_LIMIT:
+                self._faults.append(fault)
+            else:
+                self._faults_not_listed += 1
 
     @contextmanager
     def _damage(self) -> Iterator[None]:
         """What cannot be read is a fault, and the next step goes on."""
         try:
             yield
-        except (sqlite3.DatabaseError, LogUnreadable) as error:
+        except (sqlite3.DatabaseError, LogUnreadable, IndexError) as error:
             self._fault(None, FaultKind.FILE, str(error))
 
     def _is_bad_within(self, first: int, end: int) -> bool:
-        at = bisect_left(self._bad_positions, first)
-        return at < len(self._bad_positions) and self._bad_positions[at] < end
+        at = bisect_left(self._bad_in_tree, first)
+        return at < len(self._bad_in_tree) and self._bad_in_tree[at] < end
 
     def _check_file(self) -> None:
         connection = self._reader.connection_for_checks()
-        try:
-            (found,) = connection.execute("PRAGMA integrity_check(1)")
-        except sqlite3.DatabaseError as error:
-            found = (str(error),)
-        if found != ("ok",):
-            self._fault(None, FaultKind.FILE, f"SQLite says: {found[0]}")
+        if self._since is None:
+            try:
+                (found,) = connection.execute("PRAGMA integrity_check(1)")
+            except sqlite3.DatabaseError as error:
+                found = (str(error),)
+            if found != ("ok",):
+                self._fault(None, FaultKind.FILE, f"SQLite says: {found[0]}")
         expected, there = expected_layout(), found_layout(connection)
         for name in sorted(expected.keys() | there.keys()):
             if expected.get(name) != there.get(name):
-                wrong = "missing" if name not in there else "not as made" if name in expected else "not ours"
+                wrong = "not ours" if name not in expected else "not as made" if name in there else "missing"
                 self._fault(None, FaultKind.LAYOUT, f"{name} is {wrong}")
 
-    def _check_records(self, total: int, progress: Progress) -> int:
+    def _start_tree(self) -> None:
+        with self._damage():
+            self._tree = TreeCheck(self._reader, self._first)
+            self._keep_root()
+            if self._since is None:
+                return
+            if self._tree.root() == self._since.root:
+                self._keep_earlier_roots(self._since)
+            else:
+                detail = (
+                    f"the {self._first} records up to here are not those of the checkpoint to be believed"
+                )
+                self._fault(self._first, FaultKind.CHECKPOINT, detail)
+                self._tree = None
+                self._start_contradicted = True
+
+    def _keep_earlier_roots(self, since: Checkpoint) -> None:
+        """The roots below a checkpoint that is believed: those that its root proves to be its own past's."""
+        for size in self._trust.sizes:
+            if size < since.size:
+                root = self._reader.root_at(size)
+                path = merkle.consistency_proof(self._reader, size, since.size)
+                with suppress(
+                    merkle.ProofError
+                ):  # The stored hashes contradict it: then the root is not kept.
+                    merkle.verify_consistency(size, root, since.size, since.root, path)
+                    self._roots[size] = root
+
+    def _keep_root(self) -> None:
+        if self._tree is not None and self._tree.size in self._trust.sizes:
+            self._roots[self._tree.size] = self._tree.root()
+
+    def _check_records(self, refold: Refold, total: int, progress: Progress) -> int:
         checked = 0
+        to_check = max(0, total - self._first)
         try:
-            for entry, columns in self._reader.read_with_columns(end=_NO_END):
-                self._check_entry(entry, columns)
+            for entry, columns in self._reader.read_with_columns(self._first, _NO_END):
+                self._check_entry(entry, columns, refold)
                 checked += 1
                 if checked % RECORDS_PER_PROGRESS == 0:
-                    progress(checked, total)
+                    progress(checked, to_check)
         except sqlite3.DatabaseError as error:
             self._fault(self._next_position, FaultKind.FILE, f"SQLite says: {error}")
-        progress(checked, max(checked, total))
+        progress(checked, max(checked, to_check))
         return checked
 
-    def _check_entry(self, entry: Entry, columns: Columns) -> None:
+    def _check_entry(self, entry: Entry, columns: Columns, refold: Refold) -> None:
         if entry.position != self._next_position:
             # From here on the tree cannot be made again; bytes and columns still can be checked.
             last = entry.position - 1
             self._fault(self._next_position, FaultKind.MISSING, f"no records up to position {last}")
             self._tree = None
         self._next_position = entry.position + 1
-        leaf = self._check_bytes(entry, columns)
+        leaf = self._check_record(entry, columns, refold)
         if self._tree is not None:
             for first, end, detail in self._tree.append(leaf):
                 if not self._is_bad_within(first, end):
                     self._fault(first, FaultKind.TREE, detail)
+            self._keep_root()
 
-    def _check_bytes(self, entry: Entry, columns: Columns) -> bytes:
+    def _check_record(self, entry: Entry, columns: Columns, refold: Refold) -> bytes:
         """Everything about one record but its place in the tree; returns the leaf hash of what is there."""
+        position = entry.position
         if entry.data is None:
-            self._without_bytes.add(entry.position)
+            self._without_bytes.add(position)
             return entry.leaf
         leaf = merkle.leaf_hash(entry.data)
         if leaf != entry.leaf:
-            self._fault(entry.position, FaultKind.LEAF, "its bytes are not those that were hashed")
+            self._fault(position, FaultKind.LEAF, "its bytes are not those that were hashed")
         try:
             record = decode(entry.data)
         except RecordError as error:
-            self._fault(entry.position, FaultKind.BYTES, f"no record: {error}")
+            self._fault(position, FaultKind.BYTES, f"no record: {error}")
             return leaf
-        self._check_columns(entry.position, record, columns)
-        self._check_clock(entry.position, record)
+        self._check_columns(position, record, columns)
+        self._check_clock(position, record)
         if record.type == REDACTED and record.fields and isinstance(record.fields[0], int):
             self._said_redacted.add(record.fields[0])
-        self._fold(entry.position, record)
+        if record.type == KEY_CHANGED and (fault := self._trust.handle_key_change(position, record.fields)):
+            self._take_in([fault])
+        self._take_in(refold.apply(position, record))
         return leaf
 
     def _check_columns(self, position: int, record: Record, columns: Columns) -> None:
@@ -239,6 +313,8 @@ class _Check:
 
     def _check_clock(self, position: int, record: Record) -> None:
         high = self._high_wall_ns
+        if record.type == CLOCK_STEPPED:
+            self._clock_steps.append(position)
         if record.type == CLOCK_STEPPED or high is None:
             self._high_wall_ns = record.wall_ns
             return
@@ -247,53 +323,31 @@ class _Check:
             self._fault(position, FaultKind.CLOCK, detail)
         self._high_wall_ns = max(high, record.wall_ns)
 
-    def _fold(self, position: int, record: Record) -> None:
-        for tables in tuple(self._folding):
-            try:
-                tables.apply(position, record)
-            except ProjectionError as error:
-                self._fault(position, FaultKind.PROJECTION, str(error))
-                self._folding.remove(tables)
-
     def _check_redactions(self) -> None:
         for position in sorted(self._without_bytes - self._said_redacted):
             self._fault(position, FaultKind.REDACTION, "its bytes are gone, and no record says so")
         for position in sorted(self._said_redacted - self._without_bytes):
-            detail = "its bytes are there, but a record says that they are gone"
-            self._fault(position, FaultKind.REDACTION, detail)
+            if position >= self._first:
+                detail = "its bytes are there, but a record says that they are gone"
+                self._fault(position, FaultKind.REDACTION, detail)
 
-    def _check_head(self, checked: int) -> None:
-        head = self._reader.head()
-        if head.size != checked:
-            self._fault(None, FaultKind.HEAD, f"it says {head.size} records, there are {checked}")
+    def _check_head(self, head: Head) -> None:
+        if head.size != self._next_position:
+            self._fault(None, FaultKind.HEAD, f"it says {head.size} records, there are {self._next_position}")
         if self._tree is not None:
-            for first, detail in self._tree.surplus():
-                self._fault(None, FaultKind.TREE, f"{detail} (over positions from {first})")
-            if self._tree.root() != head.root and not self._bad_positions:
+            for detail in self._tree.surplus():
+                self._fault(None, FaultKind.TREE, detail)
+            if self._tree.root() != head.root and not self._bad_in_tree:
                 self._fault(None, FaultKind.HEAD, "its root is not the root over the records")
-        if self._reader.last_wall_ns != self._high_wall_ns and not self._bad_positions:
+        nothing_else = self._since is None and not self._faults
+        if nothing_else and self._reader.last_wall_ns != self._high_wall_ns:
             self._fault(None, FaultKind.HEAD, "its highest wall time is not the records'")
 
-    def _check_projections(self) -> tuple[str, ...]:
-        """Compare what was folded with the live tables; returns the names of projections nobody brought."""
-        statement = "SELECT name, version FROM log_projections"
-        stored = dict(self._reader.connection_for_checks().execute(statement))
-        for _, tables in self._scratch:
-            projection = tables.projection
-            version = stored.pop(projection.name, None)
-            if version != projection.version:
-                detail = f"{projection.name} is of version {version}, not {projection.version}"
-                self._fault(None, FaultKind.PROJECTION, detail)
-            elif tables in self._folding:
-                for difference in _differences(self._reader, tables):
-                    self._fault(None, FaultKind.PROJECTION, str(difference))
-        return tuple(sorted(stored))
-
-
-def _differences(reader: LogReader, folded: ProjectionTables) -> Iterator[Difference]:
-    live = ProjectionTables(reader.connection_for_checks(), folded.projection)
-    try:
-        for table, live_row, folded_row in live.differences(folded):
-            yield Difference(table, live_row, folded_row)
-    except sqlite3.DatabaseError as error:
-        yield Difference(folded.projection.name, f"SQLite says: {error}", None)
+    def _check_checkpoints(self) -> None:
+        if self._start_contradicted:
+            return  # The tree could not be made, so no root can be held against any other checkpoint.
+        found = list(self._trust.faults(self._roots, self._next_position))
+        for fault, end in found:
+            # A record that is known to be changed is reason enough for the roots after it.
+            if fault.position is None or not self._is_bad_within(fault.position, end):
+                self._take_in([fault])

@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from eventlog.projection import Delete, Insert, Reader, RowChange, TableSpec, Update
-from eventlog.record import Record, Source, Value
+from eventlog.record import SNAPSHOT_TAKEN, Record, Source, Value
+from eventlog.snapshot import Snapshot, snapshot_fields
 from eventlog.store import Log
 
 HELD = 16
@@ -50,6 +52,23 @@ class Holders:
                 pass
 
 
+class PortsSeen:
+    """A state: which ports were ever held."""
+
+    name = "ports"
+    version = 1
+
+    def __init__(self) -> None:
+        self.ports: set[int] = set()
+
+    def apply(self, _position: int, record: Record) -> None:
+        if record.type == HELD and isinstance(record.fields[0], int):
+            self.ports.add(record.fields[0])
+
+    def state(self) -> bytes:
+        return repr(sorted(self.ports)).encode()
+
+
 def make_record(
     sequence: int,
     fields: tuple[Value, ...] = (),
@@ -80,3 +99,18 @@ def make_log(path: Path, count: int) -> Path:
         for first in range(0, count, 7):
             log.append(many_held(min(7, count - first), first))
     return path
+
+
+def take_snapshot(log: Log, state: bytes | None = None) -> Snapshot:
+    """Keep a snapshot of PortsSeen, or of a state that somebody made up."""
+    fold = PortsSeen()
+    for entry in log.read():
+        if entry.record is not None:
+            fold.apply(entry.position, entry.record)
+    snapshot = Snapshot("ports", 1, log.size, fold.state() if state is None else state)
+    wall_ns = log.last_wall_ns or START_NS
+    record = make_record(
+        log.size, snapshot_fields(snapshot), kind=SNAPSHOT_TAKEN, name="log", wall_ns=wall_ns
+    )
+    (position,) = log.append([record], snapshot=snapshot)
+    return replace(snapshot, said_at=position)

@@ -175,7 +175,6 @@ def test_the_position_of_a_moment_is_found_across_clock_steps(path: Path) -> Non
         log.append([make_record(number, wall_ns=500 + 10 * (number - 20)) for number in range(21, 30)])
         for moment, size in ((0, 0), (499, 0), (500, 21), (515, 22), (590, 30), (10**6, 30)):
             assert log.position_at(moment) == size
-    # Before the step a time later than all after it is not reached again: the step's stretch counts.
 
 
 def test_a_second_writer_is_refused_with_the_first_ones_process_named(path: Path) -> None:
@@ -289,7 +288,10 @@ def test_a_full_disk_leaves_nothing_and_the_log_works_again_when_there_is_room(t
         assert log.append([held(10**6)]) == range(size, size + 1)
 
 
-INSERT = "{} INTO log_records SELECT {}, type, 0, source, {}, part, leaf, bytes FROM log_records WHERE position = 3"
+INSERT = (
+    "{} INTO log_records SELECT {}, type, 0, source, {}, part, leaf, bytes"
+    " FROM log_records WHERE position = 3"
+)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,85 @@
+"""A copy of a log, taken while it is written, and verified before it is called one.
+
+Rule: the target's name exists only when the copy under it has passed `verify` and is on the disk. A backup
+that nobody has read is a hope.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+
+from eventlog.note import VerifyingKey
+from eventlog.projection import Projection
+from eventlog.reading import LogReader, LogUnreadable, Progress, ignore_progress
+from eventlog.verify import Report, verify
+
+
+class BackupFailed(Exception):
+    """There is no backup. What there was at the target is untouched."""
+
+
+def backup(
+    path: Path,
+    target: Path,
+    projections: Iterable[Projection] = (),
+    keys: Sequence[VerifyingKey] = (),
+    *,
+    progress: Progress = ignore_progress,
+) -> Report:
+    """Copy the log as of now to `target`, which must not exist; returns what `verify` said of the copy.
+
+    `progress` tells of the verifying, which takes longer than the copying. Raises BackupFailed and, for the
+    source, LogUnreadable.
+    """
+    if target.exists():
+        raise BackupFailed(f"{target} exists already")
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        _remove(partial)
+        _copy(path, partial)
+        report = _verified(partial, projections, keys, progress)
+        os.link(partial, target)  # Unlike a rename, this refuses a target that has come up meanwhile.
+        _sync(target.parent)
+    except (OSError, sqlite3.Error) as error:
+        raise BackupFailed(f"{target}: {error}") from error
+    finally:
+        with suppress(OSError):
+            _remove(partial)
+    return report
+
+
+def _copy(path: Path, partial: Path) -> None:
+    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    with LogReader.open(path) as reader, closing(sqlite3.connect(partial)) as copy:
+        reader.connection_for_checks().backup(copy)
+        # One file: the copy has no WAL that could be left behind when it is moved.
+        copy.execute("PRAGMA journal_mode = DELETE")
+    _sync(partial)
+
+
+def _verified(
+    partial: Path, projections: Iterable[Projection], keys: Sequence[VerifyingKey], progress: Progress
+) -> Report:
+    try:
+        with LogReader.open(partial) as reader:
+            report = verify(reader, projections, keys=keys, progress=progress)
+    except LogUnreadable as error:
+        raise BackupFailed(f"the copy cannot be read: {error}") from error
+    if not report.clean:
+        raise BackupFailed(f"the copy is not clean: {report.first}")
+    return report
+
+
+def _remove(partial: Path) -> None:
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        partial.with_name(partial.name + suffix).unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
