@@ -100,9 +100,25 @@ class Tables:
             return None
         return int(found[0]) if found else None
 
+    def _text(self, kind: str, name: str) -> str:
+        self._nft.set_json_output(False)
+        code, output, error = self._nft.cmd(f"list {kind} ip {ruleset.TABLE} {name}")
+        self._nft.set_json_output(True)
+        if code != 0:
+            raise KernelRefused(first_lines(error))
+        return str(output)
+
+    def chain(self, name: str) -> str | None:
+        """A chain of ours as text; None when it isn't there."""
+        try:
+            return self._text("chain", name)
+        except KernelRefused:
+            return None
+
     def timed(self, name: str) -> dict[IPv4Address, float]:
-        """A set of addresses with timeouts: address → seconds left."""
-        return {IPv4Address(key): left_s for key, left_s in map(timed_key, self.elements("set", name))}
+        """A set of addresses with timeouts: address → seconds left, as text: JSON has whole seconds only."""
+        found = TIMED_ELEMENT.findall(self._text("set", name))
+        return {IPv4Address(address): seconds(left) for address, left in found}
 
     def pairs(self, name: str) -> set[IPv4Address]:
         """The addresses that stand in a set of equal pairs."""
@@ -114,20 +130,27 @@ class Tables:
 
     def mapped(self, name: str) -> dict[IPv4Address, IPv4Address]:
         """A map of addresses, with timeouts or without."""
-        return {
-            IPv4Address(timed_key(key)[0]): IPv4Address(value) for key, value in self.elements("map", name)
-        }
+        return {IPv4Address(key_of(key)): IPv4Address(value) for key, value in self.elements("map", name)}
+
+
+TIMED_ELEMENT = re.compile(r"(\d+\.\d+\.\d+\.\d+)(?: timeout \S+)? expires (\w+)")
+SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+
+
+def seconds(text: str) -> float:
+    """A time as nft writes it, like 4m59s956ms."""
+    return sum(int(number) * SECONDS[unit] for number, unit in re.findall(r"(\d+)(ms|[dhms])", text))
 
 
 def first_lines(text: str) -> str:
     return "; ".join(text.strip().splitlines()[:3]) or "refused without a word"
 
 
-def timed_key(element: object) -> tuple[str, float]:
-    """(key, seconds left) of an element in nft's JSON; an element without a timeout has for ever left."""
+def key_of(element: object) -> str:
+    """The key of an element in nft's JSON, which wraps those that have a timeout."""
     if isinstance(element, dict) and "elem" in element:
-        return str(element["elem"]["val"]), float(element["elem"].get("expires", 0.0))
-    return str(element), float("inf")
+        return str(element["elem"]["val"])
+    return str(element)
 
 
 # --- connections ------------------------------------------------------------------------------------------
@@ -369,6 +392,7 @@ class GatewayKernel:
         self.epoch: int | None = None
         self.rules: Ruleset = rules_for(0)
         self._baseline: dict[str, tuple[int, int]] = {}
+        self._loaded: dict[str, str | None] = {}
 
     def adopt(self, epoch: int, wanted: Iterable[tuple[int, Element]]) -> tuple[list[int], bool]:
         """Replace whatever table stands by this epoch's, keeping the wanted bindings that the kernel holds.
@@ -387,6 +411,7 @@ class GatewayKernel:
         rules = self._rules_for(epoch)
         self.tables.apply(ruleset.render(rules, epoch, elements, replaces=before))
         self.epoch, self.rules = epoch, rules
+        self._loaded = self._chains()
         self.ensure_queueing()
         remove_queue_rules(keep=() if rules.native_queue else (rules.claim_queue, rules.talk_queue))
         self._baseline = {}
@@ -492,6 +517,13 @@ class GatewayKernel:
     def settle(self, service: str, host: IPv4Address) -> None:
         self.tables.apply(ruleset.settle(self._epoch(), self.rules.service(service), host))
 
+    def _chains(self) -> dict[str, str | None]:
+        return {name: self.tables.chain(name) for name in ruleset.HOOKED_CHAINS}
+
+    def is_intact(self) -> bool:
+        """Whether the chains at the hooks are those that were loaded; `nft flush table` leaves the sets."""
+        return self._chains() == self._loaded
+
     def is_flushed(self) -> bool:
         """Whether our table was there and somebody removed it."""
         return self.epoch is not None and self.tables.epoch() is None
@@ -515,8 +547,10 @@ class GatewayKernel:
 
     def restore(self, elements: Sequence[Element]) -> None:
         """Bring back what somebody flushed. Connections made meanwhile past our rules are forgotten."""
-        if self.tables.epoch() is None:
-            self.tables.apply(ruleset.render(self.rules, self._epoch(), elements, replaces=None))
+        standing = self.tables.epoch()
+        if standing is None or not self.is_intact():
+            self.tables.apply(ruleset.render(self.rules, self._epoch(), elements, replaces=standing))
+            self._loaded = self._chains()
             self._baseline = {}
             for service in self.rules.services:
                 for element in elements:
@@ -541,7 +575,7 @@ class GatewayKernel:
     def view(self, public: IPv4Address | None) -> KernelView:
         """What the kernel holds now."""
         epoch = self.tables.epoch()
-        if epoch is None:
+        if epoch is None or (epoch == self.epoch and not self.is_intact()):
             return KernelView(None, {}, {}, {}, queueing=False, public=public)
         holders: dict[tuple[str, IPv4Address], float] = {}
         inbound: dict[tuple[str, IPv4Address], IPv4Address] = {}

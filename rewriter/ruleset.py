@@ -45,6 +45,17 @@ CLAIM, TALK, REFUSED, SAME_PORT = 1, 2, 4, 8
 # Connection marks: two bits say who opened it, four which service.
 OPENED_INSIDE, OPENED_OUTSIDE = 1, 2
 
+HOOKED_CHAINS = (
+    "arriving",
+    "nat_arriving",
+    "arrived",
+    "select",
+    "verdict",
+    "leaving",
+    "nat_leaving",
+    "idle",
+    "rewrite",
+)
 PENDING_TIMEOUT_S = 4
 ALIVE_TIMEOUT_S = 3
 HUNG_UP_TIMEOUT_S = 5

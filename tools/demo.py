@@ -383,7 +383,7 @@ def run(console: Console, keep: Path | None) -> int:
     return 0
 
 
-@click.command()
+@click.command("demo")
 @click.option(
     "--keep",
     type=click.Path(path_type=Path, file_okay=False),
