@@ -2,22 +2,45 @@
 
 Rule 1: nothing here decides who holds a port. The tracker does; this carries it out and reports.
 Rule 2: no I/O and no clock; `now` is an argument. The loop in `service.py` carries effects out in their order
-  and hands the outcome back (`installed`, `withdrawn`, …), so that a simulator can stand in for it.
+  and hands the outcome back (`installed`, `withdrawn`, …) before any other input, so that a simulator can
+  stand in for it.
 Rule 3: the log's interval contains the kernel's: installed only after the grant, reported as withdrawn only
-  after the kernel has let go.
+  when the kernel has nothing of it. What was reported so (`_ended`) is never installed again, whatever
+  answers are still under way.
 Rule 4: every queued packet gets exactly one verdict, whatever happens to its claim.
+Rule 5: a session's grants end with it: the next one begins with all bindings there are (SessionGranted).
+
+Longer than other modules because it is one state machine: every rule above holds between its halves.
 """
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
+from typing import Final
 
 from rewriter import cuseeme
 from rewriter.cuseeme import Direction
-from rewriter.packet import Endpoint, Flow, UdpPacket
-from rewriter.ruleset import Element, Service
+from rewriter.effects import (
+    Action,
+    Adopt,
+    CheckPeers,
+    Effect,
+    Install,
+    KernelView,
+    Purge,
+    Refuse,
+    RemoveStray,
+    Restore,
+    Send,
+    Settle,
+    Stop,
+    Submit,
+    Verdict,
+    Withdraw,
+)
+from rewriter.holding import SECOND_NS, Held, held_from
+from rewriter.packet import TCP, UDP, Endpoint, Flow, UdpPacket
+from rewriter.ruleset import Element, Protocol, Service
 from tracker.events import (
     BindingInstalled,
     BindingWithdrawn,
@@ -44,155 +67,43 @@ from tracker.messages import (
     SessionDenied,
     SessionGranted,
     SessionOver,
-    Volatile,
     WithdrawBinding,
 )
 
-SECOND_NS = 1_000_000_000
-TICK_NS = SECOND_NS
-TRACKER_SILENT_NS = 3 * SECOND_NS
+__all__ = [
+    "Action",
+    "Adopt",
+    "CheckPeers",
+    "Effect",
+    "Gateway",
+    "Install",
+    "KernelView",
+    "Purge",
+    "Refuse",
+    "RemoveStray",
+    "Restore",
+    "Send",
+    "Settings",
+    "Settle",
+    "Stop",
+    "Submit",
+    "Verdict",
+    "Withdraw",
+]
+
+TICK_NS: Final = SECOND_NS
+TRACKER_SILENT_NS: Final = 3 * SECOND_NS
 """So long without any answer, and claims are refused at once instead of after their own time-out."""
-HANG_UP_LINGER_NS = 30_000_000
-"""Hang-ups come twice or three times within a millisecond (seen in captures); all of them should still leave."""
-PURGE_AGAIN_NS = SECOND_NS
+HANG_UP_LINGER_NS: Final = 30_000_000
+"""Hang-ups come twice or three times within a millisecond (seen in captures); all should still leave."""
+PURGE_AGAIN_NS: Final = SECOND_NS
 """A packet that sat in a queue can bring a deleted connection back: connections are deleted a second time."""
-REOPEN_NS = 2 * SECOND_NS
-
-
-class Action(Enum):
-    """What becomes of a queued packet. REFUSE: the kernel answers as configured (ICMP, drop, pass)."""
-
-    ACCEPT = "accept"
-    DROP = "drop"
-    REFUSE = "refuse"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    packet: int
-    action: Action
-    payload: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    message: Durable
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    message: Volatile
-
-
-@dataclass(frozen=True, slots=True)
-class Install:
-    """Answer with `installed` or `install_failed`."""
-
-    binding: int
-    element: Element
-
-
-@dataclass(frozen=True, slots=True)
-class Withdraw:
-    """Remove the elements, drop what the queues hold, delete connections; answer with `withdrawn`."""
-
-    binding: int
-    element: Element
-    reason: Ending
-
-
-@dataclass(frozen=True, slots=True)
-class Purge:
-    """Delete the connections of a host that holds no longer."""
-
-    element: Element
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveStray:
-    """The kernel holds this and no binding says so."""
-
-    service: str
-    holder: IPv4Address | None
-    public: IPv4Address | None
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """Answer this host from the kernel for a while."""
-
-    service: str
-    host: IPv4Address
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """Let this host claim again at once."""
-
-    service: str
-    host: IPv4Address
-
-
-@dataclass(frozen=True, slots=True)
-class CheckPeers:
-    """Find out which peers of the binding are live; answer with `peers_seen`."""
-
-    binding: int
-    element: Element
-
-
-@dataclass(frozen=True, slots=True)
-class Adopt:
-    """Replace the table by this epoch's, keeping of `bindings` what the kernel holds; answer with `adopted`."""
-
-    epoch: int
-    bindings: tuple[tuple[int, Element], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Restore:
-    """Somebody flushed our table or our queue rules: bring them back; answer with `restored`."""
-
-    what: str
-    elements: tuple[Element, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """This worker must not go on."""
-
-    reason: str
-
-
-Effect = (
-    Verdict
-    | Submit
-    | Send
-    | Install
-    | Withdraw
-    | Purge
-    | RemoveStray
-    | Refuse
-    | Settle
-    | CheckPeers
-    | Adopt
-    | Restore
-    | Stop
-)
-
-
-@dataclass(frozen=True, slots=True)
-class KernelView:
-    """What the kernel was seen to hold. `holders`: (service, host) → idle seconds left; `inbound` and
-    `outbound`: (service, key) → value. `epoch` None: no table. `queueing`: the queue rules are in place."""
-
-    epoch: int | None
-    holders: dict[tuple[str, IPv4Address], float]
-    inbound: dict[tuple[str, IPv4Address], IPv4Address]
-    outbound: dict[tuple[str, IPv4Address], IPv4Address]
-    queueing: bool = True
-    public: IPv4Address | None = None
-    dropped: dict[str, int] = field(default_factory=dict)
+REOPEN_NS: Final = 2 * SECOND_NS
+ENDED_KEPT: Final = 1024
+"""So many ended bindings are remembered, lest a late answer bring one back."""
+HOLES_KEPT: Final = 100
+"""So many holes are remembered while there is no session to report them in."""
+PROTOCOLS: Final[dict[int, Protocol]] = {UDP: "udp", TCP: "tcp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,20 +116,6 @@ class Settings:
     take_over: bool = False
 
 
-@dataclass(slots=True)
-class Held:
-    """A binding this worker carries out."""
-
-    binding: int
-    element: Element
-    user_name: str | None
-    hung_up: set[IPv4Address] = field(default_factory=set)
-    left_s: float | None = None
-    last_packet_ns: int | None = None
-    installed: bool = False
-    withdrawing: Ending | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class Waiting:
     """A claim on its way to the tracker; `packet` None once its packet was given up."""
@@ -229,40 +126,45 @@ class Waiting:
 
 
 class Gateway:
-    """One worker's knowledge of its gateway."""
+    """One worker's knowledge of its gateway. `epoch` is the session's; None before the first one."""
 
     def __init__(self, settings: Settings, public: IPv4Address | None) -> None:
         self.settings = settings
         self.public = public
         self.epoch: int | None = None
         self.counters: dict[str, int] = {}
+        self._services = {service.name: service for service in settings.services}
+        self._ports = {service.name: service.ports() for service in settings.services}
         self._held: dict[int, Held] = {}
+        self._standing: tuple[Element, ...] = ()  # what the kernel held before the first session
         self._waiting: dict[tuple[str, IPv4Address], Waiting] = {}
-        self._granted_for: dict[int, int | None] = {}  # binding → the packet that waits for its installation
         self._hang_ups: dict[int, int] = {}  # binding → when its peers are looked at
-        self._ended: deque[int] = deque(maxlen=1024)
+        self._unheard: list[BindingWithdrawn] = []  # of these, what the new session had not heard
+        self._ended: dict[int, BindingWithdrawn] = {}  # what was reported of them
         self._purges: list[tuple[int, Element]] = []
-        self._opening_since_ns: int | None = None
+        self._opening = False  # an OpenSession of ours is unanswered
+        self._reopen_ns: int | None = None
+        self._announced = public  # the public address that the tracker has heard of
         self._last_answer_ns: int | None = None
         self._next_tick_ns = 0
         self._nonce = 0
         self._seen_good_ns: int | None = None  # wall time when the kernel was last as it should be
+        self._holes: list[tuple[str, int, int]] = []  # (what, since, until): no session to report them in
         self._dropped: dict[str, int] = {}
+        self._unsaid_drops: dict[str, int] = {}
 
     # --- what is known ---------------------------------------------------------------------------------
 
     def elements(self) -> tuple[Element, ...]:
         """What the kernel should hold, with the idle time as last seen."""
-        return tuple(
-            Element(held.element.service, held.element.holder, held.element.public, held.left_s)
-            for held in self._held.values()
-            if held.installed and held.withdrawing is None
-        )
+        if self.epoch is None:
+            return self._standing
+        return tuple(held.timed() for held in self._in_force() if held.installed)
 
     def binding_of(self, service: str, holder: IPv4Address) -> Held | None:
         """The binding of `service` that `holder` has now."""
-        for held in self._held.values():
-            if held.element.service == service and held.element.holder == holder and held.withdrawing is None:
+        for held in self._in_force():
+            if held.element.service == service and held.element.holder == holder:
                 return held
         return None
 
@@ -272,18 +174,28 @@ class Gateway:
         deadlines += [waiting.deadline_ns for waiting in self._waiting.values() if waiting.packet is not None]
         return min(deadlines)
 
+    def _in_force(self) -> Iterator[Held]:
+        return (held for held in self._held.values() if held.withdrawing is None)
+
+    def _idle_ns(self, service: str) -> int:
+        """How long it may be silent; 0 for a service that our configuration does not have."""
+        known = self._services.get(service)
+        return 0 if known is None else round(known.idle_s * SECOND_NS)
+
     def _count(self, name: str) -> None:
         self.counters[name] = self.counters.get(name, 0) + 1
 
     def _service_of(self, flow: Flow) -> Service | None:
-        protocol = {17: "udp", 6: "tcp"}.get(flow.protocol)
         for service in self.settings.services:
             for ports in service.control:
-                if ports.protocol == protocol and ports.first <= flow.destination.port <= ports.last:
+                if (
+                    ports.protocol == PROTOCOLS.get(flow.protocol)
+                    and ports.first <= flow.destination.port <= ports.last
+                ):
                     return service
         return None
 
-    # --- upcalls ---------------------------------------------------------------------------------------
+    # --- claims ----------------------------------------------------------------------------------------
 
     def receive_claim(
         self, packet: int, flow: Flow | None, mac: bytes | None, now: Instant, *, room: bool = True
@@ -295,29 +207,38 @@ class Gateway:
             self._count("claims_unparsed")
             yield Verdict(packet, Action.ACCEPT)
             return
-        host = IPv4Address(flow.source.address)
-        if self.binding_of(service.name, host) is not None:
+        key = (service.name, IPv4Address(flow.source.address))
+        if self.binding_of(*key) is not None:
             self._count("claims_by_holder")
-            yield Settle(service.name, host)
+            yield Settle(*key)
             yield Verdict(packet, Action.ACCEPT)
             return
-        waiting = self._waiting.get((service.name, host))
+        waiting = self._waiting.get(key)
         if waiting is not None and waiting.packet is not None:
             yield Verdict(packet, Action.DROP)
             return
         self._count("claims")
-        if self.epoch is None or self.public is None or not room or self._tracker_silent(now):
+        request = self._claim(service, flow, mac, now)
+        if request is None or not room or self._tracker_silent(now):
             self._count("claims_without_tracker")
-            yield Refuse(service.name, host)
+            yield Refuse(*key)
             yield Verdict(packet, Action.REFUSE)
             return
-        request = ClaimPort(
+        deadline_ns = now.monotonic_ns + round(self.settings.claim_timeout_s * SECOND_NS)
+        self._waiting[key] = Waiting(request, packet, deadline_ns)
+        yield Submit(request)
+
+    def _claim(self, service: Service, flow: Flow, mac: bytes | None, now: Instant) -> ClaimPort | None:
+        """What to ask the tracker; None while there is no session or no address to ask for."""
+        if self.epoch is None or self.public is None:
+            return None
+        return ClaimPort(
             gateway=self.settings.gateway,
             epoch=self.epoch,
             public_address=self.public.packed,
             service=service.name,
             peer=None,
-            holder=host.packed,
+            holder=flow.source.address,
             mac=mac,
             protocol=flow.protocol,
             source_port=flow.source.port,
@@ -326,9 +247,13 @@ class Gateway:
             claim_timeout_ms=round(self.settings.claim_timeout_s * 1000),
             observed_ns=now.wall_ns,
         )
-        deadline_ns = now.monotonic_ns + round(self.settings.claim_timeout_s * SECOND_NS)
-        self._waiting[service.name, host] = Waiting(request, packet, deadline_ns)
-        yield Submit(request)
+
+    def not_submitted(self, request: ClaimPort) -> Iterator[Effect]:
+        """The outbox could not keep the claim (a full disk): as if it had been refused."""
+        self._count("claims_not_kept")
+        yield from self._refused(request)
+
+    # --- OpenContinues ---------------------------------------------------------------------------------
 
     def receive_talk(self, packet: int, udp: UdpPacket | None, now: Instant) -> Iterator[Effect]:
         """An OpenContinue of a service connection, after destination NAT and before source NAT."""
@@ -336,39 +261,55 @@ class Gateway:
             self._count("talks_unparsed")
             yield Verdict(packet, Action.ACCEPT)
             return
-        source, destination = IPv4Address(udp.source.address), IPv4Address(udp.destination.address)
-        for held in self._held.values():
-            if held.withdrawing is not None:
-                continue
-            public = held.element.public.packed
-            if held.element.holder == source:
-                direction, ours = Direction.OUT, udp.source
-            elif held.element.holder == destination:
-                direction, ours = Direction.IN, udp.destination
-            else:
-                continue
-            # Ports are kept (the NAT chain sees to it), so the public port is the private one.
-            payload = cuseeme.translate(udp.payload, direction, Endpoint(public, ours.port), ours)
-            yield Verdict(packet, Action.ACCEPT, payload)
-            if direction is Direction.OUT:
-                yield from self._learn(held, udp, destination, now)
+        found = self._speaker(udp)
+        if found is None:
+            # Before the first session nobody is known here, and the kernel's own fences do.
+            self._count("talks_after_unbinding")
+            yield Verdict(packet, Action.DROP if self.epoch is not None else Action.ACCEPT)
             return
-        self._count("talks_after_unbinding")
-        yield Verdict(packet, Action.DROP)
+        direction, element, held = found
+        ours = udp.source if direction is Direction.OUT else udp.destination
+        # Ports are kept (the NAT chain sees to it), so the public port is the private one.
+        payload = cuseeme.translate(udp.payload, direction, Endpoint(element.public.packed, ours.port), ours)
+        yield Verdict(packet, Action.ACCEPT, payload)
+        if held is not None and direction is Direction.OUT:
+            yield from self._learn(held, udp, now)
 
-    def _learn(self, held: Held, udp: UdpPacket, peer: IPv4Address, now: Instant) -> Iterator[Effect]:
+    def _speaker(self, udp: UdpPacket) -> tuple[Direction, Element, Held | None] | None:
+        """Whose call the packet is of; the binding is unknown before the first session."""
+        source, destination = IPv4Address(udp.source.address), IPv4Address(udp.destination.address)
+        known: Iterable[tuple[Element, Held | None]] = (
+            ((element, None) for element in self._standing)
+            if self.epoch is None
+            else ((held.element, held) for held in self._in_force())
+        )
+        for element, held in known:
+            if element.holder in (source, destination) and self._carries(element.service, udp):
+                return Direction.OUT if element.holder == source else Direction.IN, element, held
+        return None
+
+    def _carries(self, name: str, udp: UdpPacket) -> bool:
+        """A host can hold several services: the one whose port is at either end (a caller's may be any)."""
+        service = self._services.get(name)
+        return (
+            service is not None
+            and any(
+                ports.protocol == "udp" and ports.first <= port <= ports.last
+                for ports in self._ports[name]
+                for port in (udp.source.port, udp.destination.port)
+            )
+            and service.rewrites
+        )
+
+    def _learn(self, held: Held, udp: UdpPacket, now: Instant) -> Iterator[Effect]:
         talk = cuseeme.parse(udp.payload)
         if talk is None:
             return
+        name = held.learn(talk, IPv4Address(udp.destination.address), now.monotonic_ns)
         if talk.is_hang_up:
-            held.hung_up.add(peer)
             self._hang_ups.setdefault(held.binding, now.monotonic_ns + HANG_UP_LINGER_NS)
-        elif talk.is_new_call and peer in held.hung_up:
-            held.hung_up.discard(peer)
-            self._hang_ups.pop(held.binding, None)
-        name = talk.user_name
-        if name and name != held.user_name and self.epoch is not None:
-            held.user_name = name
+        if name is not None and self.epoch is not None and not self._tracker_silent(now):
+            held.set_name(name, now.monotonic_ns)
             yield Submit(HolderNamed(self.settings.gateway, self.epoch, held.binding, name))
 
     # --- answers ---------------------------------------------------------------------------------------
@@ -379,71 +320,101 @@ class Gateway:
         """What the tracker says; `inherited`: in answer to a process before this one."""
         self._last_answer_ns = now.monotonic_ns
         match reply:
-            case SessionGranted():
-                if not inherited:
-                    yield from self._session_granted(reply)
-            case SessionDenied():
-                self._opening_since_ns = now.monotonic_ns
-                self._count("sessions_denied")
-                if self.epoch is not None:
-                    yield Stop(f"gateway {reply.gateway} is {reply.worker}'s on {reply.host}")
+            case SessionGranted() | SessionDenied():
+                # One for a process before us, or a repeat: the session it speaks of is not ours.
+                if self._opening and not inherited:
+                    yield from self._session_decided(reply, now)
             case SessionOver():
-                if reply.epoch == self.epoch and self._opening_since_ns is None:
-                    yield from self._open(now)
-            case ClaimGranted():
-                # One for a process before us is in the bindings of our own session.
-                if not inherited and isinstance(request, ClaimPort):
-                    yield from self._granted(request, reply.binding, now)
-            case ClaimRefused():
-                if not inherited and isinstance(request, ClaimPort):
-                    yield from self._refused(request)
+                if reply.epoch == self.epoch and not self._opening:
+                    yield from self._open()
+            case ClaimGranted() | ClaimRefused():
+                # Also one for a process before us: its bindings came with our own session.
+                if isinstance(request, ClaimPort) and not inherited:
+                    yield from self._claim_decided(request, reply, now)
             case WithdrawBinding():
-                held = self._held.get(reply.binding)
-                if held is not None:
-                    yield from self._withdraw(held, reply.reason)
+                yield from self._ordered(reply, now)
             case HeartbeatAcknowledged() | Acknowledged():
                 pass
             case _:
                 self._count("answers_unexpected")
 
+    def _session_decided(self, reply: SessionGranted | SessionDenied, now: Instant) -> Iterator[Effect]:
+        self._opening = False
+        match reply:
+            case SessionGranted():
+                yield from self._session_granted(reply)
+            case SessionDenied():
+                self._count("sessions_denied")
+                self._reopen_ns = now.monotonic_ns + REOPEN_NS
+                if self.epoch is not None:
+                    yield Stop(f"gateway {reply.gateway} is {reply.worker}'s on {reply.host}")
+
     def _session_granted(self, reply: SessionGranted) -> Iterator[Effect]:
-        self._opening_since_ns = None
-        bindings: list[tuple[int, Element]] = []
-        for view in reply.bindings:
-            element = element_of(view)
-            bindings.append((view.binding, element))
-            held = self._held.get(view.binding)
-            if held is None:
-                self._held[view.binding] = Held(view.binding, element, view.user_name)
-        known = {binding for binding, _ in bindings}
-        for binding in [binding for binding in self._held if binding not in known]:
+        # The older epoch's queues end with the table: a packet left in them could get no verdict any more.
+        for waiting in self._waiting.values():
+            if waiting.packet is not None:
+                yield Verdict(waiting.packet, Action.DROP)
+        self._waiting.clear()
+        if self.epoch is not None and reply.epoch <= self.epoch:
+            # Another log was put in the old one's place: its numbers mean other bindings.
+            for known in (self._held, self._hang_ups, self._ended):
+                known.clear()
+        # Reported already, perhaps after the tracker had answered: never again in the kernel, see `adopted`.
+        views = [view for view in reply.bindings if view.binding not in self._ended]
+        numbers = [view.binding for view in reply.bindings]
+        self._unheard = [self._ended[number] for number in numbers if number in self._ended]
+        for binding in self._held.keys() - set(numbers):
             del self._held[binding]  # ended in the tracker; the kernel loses it with the new table
-        yield Adopt(reply.epoch, tuple(bindings))
+            self._hang_ups.pop(binding, None)
+        for view in views:
+            if view.binding not in self._held:
+                self._held[view.binding] = held_from(view, self._idle_ns(view.resource.service))
+        wanted = [(held.binding, held.element) for held in self._held.values() if self._knows(held)]
+        yield Adopt(reply.epoch, tuple(wanted))
+
+    def _knows(self, held: Held) -> bool:
+        """Whether our configuration has its service (still)."""
+        return held.element.service in self._services
+
+    def _claim_decided(
+        self, request: ClaimPort, reply: ClaimGranted | ClaimRefused, now: Instant
+    ) -> Iterator[Effect]:
+        match reply:
+            case ClaimGranted(view):
+                if request.epoch == self.epoch:
+                    yield from self._granted(request, view, now)
+                else:
+                    # It was among the bindings with which our session began, or it ended before.
+                    self._count("grants_of_older_sessions")
+            case ClaimRefused():
+                yield from self._refused(request)
 
     def _granted(self, request: ClaimPort, view: BindingView, now: Instant) -> Iterator[Effect]:
         # By host, not by request: a grant of an earlier claim serves the packet that waits now.
-        waiting = self._waiting.pop((request.service, IPv4Address(request.holder)), None)
+        key = (request.service, IPv4Address(request.holder))
+        waiting = self._waiting.pop(key, None)
         packet = None if waiting is None else waiting.packet
         if view.binding in self._held:
             if packet is not None:
+                yield Settle(*key)
                 yield Verdict(packet, Action.ACCEPT)
             return
-        if view.binding in self._ended:
-            # Its end is on the way to the tracker; installing it again would make a holder without a record.
-            if packet is not None:
-                yield Verdict(packet, Action.REFUSE)
-            return
-        held = Held(view.binding, element_of(view), view.user_name)
-        self._held[view.binding] = held
-        if waiting is None or view.resource.public_address != (self.public.packed if self.public else None):
+        if view.binding not in self._ended:
             # Nobody waits for it any more: say so at once, or the port would be lost to all until idle.
-            self._count("grants_late")
-            if packet is not None:
-                yield Verdict(packet, Action.REFUSE)
-            yield from self._withdraw(held, Ending.LATE)
-            return
-        self._granted_for[view.binding] = packet
-        yield Install(view.binding, held.element)
+            reason = Ending.LATE if waiting is None else None
+            if self.public is None or view.resource.public_address != self.public.packed:
+                reason = Ending.ADDRESS_CHANGED
+            if reason is None:
+                held = held_from(view, self._idle_ns(request.service), packet)
+                self._held[view.binding] = held
+                yield Install(view.binding, held.element)
+                return
+            self._count("grants_given_back")
+            yield from self._report_ended(view.binding, reason, now)
+        # Its end is on the way to the tracker, and what the host sends next claims anew behind it.
+        if packet is not None:
+            yield Settle(*key)
+            yield Verdict(packet, Action.DROP)
 
     def _refused(self, request: ClaimPort) -> Iterator[Effect]:
         key = (request.service, IPv4Address(request.holder))
@@ -456,25 +427,33 @@ class Gateway:
         if waiting.packet is not None:
             yield Verdict(waiting.packet, Action.REFUSE)
 
+    def _ordered(self, order: WithdrawBinding, now: Instant) -> Iterator[Effect]:
+        held = self._held.get(order.binding)
+        if held is not None:
+            yield from self._withdraw(held, order.reason)
+        elif order.binding not in self._ended and self.epoch is not None:
+            # Its grant was never heard, and is now worth nothing: the kernel does not have it.
+            yield from self._report_ended(order.binding, order.reason, now)
+
     # --- outcomes --------------------------------------------------------------------------------------
 
     def installed(self, binding: int, now: Instant) -> Iterator[Effect]:
         """The kernel has it: only now may the packet that asked go on."""
         held = self._held[binding]
-        held.installed = True
-        packet = self._granted_for.pop(binding, None)
-        if packet is not None:
-            yield Verdict(packet, Action.ACCEPT)
+        held.set_installed(now.monotonic_ns)
+        if held.packet is not None:
+            yield Verdict(held.packet, Action.ACCEPT)
         if self.epoch is not None:
             yield Submit(BindingInstalled(self.settings.gateway, self.epoch, binding, now.wall_ns))
 
     def install_failed(self, binding: int, now: Instant) -> Iterator[Effect]:
         """The kernel would not: the port goes back, and the packet is refused."""
+        del now
         self._count("installs_failed")
         held = self._held[binding]
-        packet = self._granted_for.pop(binding, None)
-        if packet is not None:
-            yield Verdict(packet, Action.REFUSE)
+        yield Refuse(held.element.service, held.element.holder)
+        if held.packet is not None:
+            yield Verdict(held.packet, Action.REFUSE)
         yield from self._withdraw(held, Ending.LOST)
 
     def withdrawn(
@@ -482,63 +461,88 @@ class Gateway:
     ) -> Iterator[Effect]:
         """The kernel has let go: now the tracker may hear of it."""
         held = self._held.pop(binding)
-        self._ended.append(binding)
         self._hang_ups.pop(binding, None)
-        packet = self._granted_for.pop(binding, None)
-        if packet is not None:
-            yield Verdict(packet, Action.REFUSE)
         self._purges.append((now.monotonic_ns + PURGE_AGAIN_NS, held.element))
-        if self.epoch is not None and held.withdrawing is not None:
-            yield Submit(self._withdrawn_report(held, held.withdrawing, now, packets, octets))
+        if held.withdrawing is None:
+            raise ValueError(f"binding {binding} was withdrawn unasked")
+        carried = (packets, octets)
+        yield from self._report_ended(binding, held.withdrawing, now, held.last_packet_ns, carried)
 
-    def _withdrawn_report(
-        self, held: Held, reason: Ending, now: Instant, packets: int | None = None, octets: int | None = None
-    ) -> BindingWithdrawn:
-        return BindingWithdrawn(
+    def _report_ended(
+        self,
+        binding: int,
+        reason: Ending,
+        now: Instant,
+        last_packet_ns: int | None = None,
+        carried: tuple[int | None, int | None] = (None, None),
+    ) -> Iterator[Effect]:
+        """The kernel has nothing of it, and never will again."""
+        if self.epoch is None:
+            raise ValueError(f"binding {binding} ended without a session to say so")
+        if last_packet_ns is not None:
+            last_packet_ns += now.wall_ns - now.monotonic_ns
+        report = BindingWithdrawn(
             gateway=self.settings.gateway,
-            epoch=self.epoch or 0,
-            binding=held.binding,
+            epoch=self.epoch,
+            binding=binding,
             reason=reason,
             withdrawn_ns=now.wall_ns,
-            last_packet_ns=held.last_packet_ns,
-            packets=packets,
-            octets=octets,
+            last_packet_ns=last_packet_ns,
+            packets=carried[0],
+            octets=carried[1],
         )
+        self._ended[binding] = report
+        if len(self._ended) > ENDED_KEPT:
+            del self._ended[next(iter(self._ended))]
+        yield Submit(report)
 
-    def adopted(
-        self, epoch: int, kept: Iterable[int], now: Instant, *, had_table: bool
-    ) -> Iterator[Effect]:
-        """The table is this epoch's, and holds the bindings `kept`; the others are gone from the kernel."""
+    def adopted(self, epoch: int, kept: Iterable[int], now: Instant, *, had_table: bool) -> Iterator[Effect]:
+        """The table is this epoch's, and holds the bindings `kept`; the others are gone from the kernel.
+
+        `had_table`: a table stood there that could have held them.
+        """
         self.epoch = epoch
+        self._standing = ()
         self._seen_good_ns = now.wall_ns
+        self._dropped = {}  # the queues are new
+        for what, since_ns, until_ns in self._holes:
+            yield self._hole(epoch, what, since_ns, until_ns)
+        self._holes.clear()
+        for report in self._unheard:
+            # The tracker took it from no worker whose session was over; told twice, it counts once.
+            yield Submit(replace(report, epoch=epoch))
+        self._unheard.clear()
         keeping = set(kept)
         for held in list(self._held.values()):
             if held.binding in keeping:
                 held.installed = True
                 continue
             del self._held[held.binding]
+            self._hang_ups.pop(held.binding, None)
             # With a table it ran out there while nobody looked; without one the kernel started anew.
-            reason = held.withdrawing or (Ending.IDLE if had_table else Ending.LOST)
-            yield Submit(self._withdrawn_report(held, reason, now))
-        for held in list(self._held.values()):
-            if held.element.public != self.public:
-                yield from self._withdraw(held, Ending.ADDRESS_CHANGED)
+            was_idle = had_table and self._knows(held) and now.wall_ns - held.since_ns >= held.idle_ns
+            reason = Ending.IDLE if was_idle else Ending.LOST
+            yield from self._report_ended(held.binding, reason, now, held.last_packet_ns)
+        yield from self._leave_old_addresses()
+        yield from self._announce(now)
 
     def restored(self, what: str, now: Instant) -> Iterator[Effect]:
         """The kernel is as it should be again: the hole goes into the log."""
         since_ns = self._seen_good_ns if self._seen_good_ns is not None else now.wall_ns
         self._seen_good_ns = now.wall_ns
         if self.epoch is not None:
-            yield Submit(
-                KernelStateRestored(
-                    self.settings.gateway, self.epoch, what, min(since_ns, now.wall_ns), now.wall_ns
-                )
-            )
+            yield self._hole(self.epoch, what, since_ns, now.wall_ns)
+        else:
+            self._holes = [*self._holes[1 - HOLES_KEPT :], (what, since_ns, now.wall_ns)]
+
+    def _hole(self, epoch: int, what: str, since_ns: int, until_ns: int) -> Submit:
+        since_ns = min(since_ns, until_ns)  # the clock may have been put back
+        return Submit(KernelStateRestored(self.settings.gateway, epoch, what, since_ns, until_ns))
 
     def peers_seen(self, binding: int, live: Iterable[IPv4Address]) -> Iterator[Effect]:
-        """After a hang-up: unbind unless another peer is in conversation."""
+        """After a hang-up: unbind unless another peer is in conversation, or is being called."""
         held = self._held.get(binding)
-        if held is not None and held.hung_up and not set(live) - held.hung_up:
+        if held is not None and held.is_over(live):
             yield from self._withdraw(held, Ending.HANG_UP)
 
     def _withdraw(self, held: Held, reason: Ending) -> Iterator[Effect]:
@@ -546,93 +550,114 @@ class Gateway:
             held.withdrawing = reason
             yield Withdraw(held.binding, held.element, reason)
 
-    # --- the kernel as seen, and time --------------------------------------------------------------------
+    # --- the kernel as seen ----------------------------------------------------------------------------
 
     def observe(self, kernel: KernelView, now: Instant) -> Iterator[Effect]:
-        """Compare what the kernel holds with what it should."""
-        if kernel.public != self.public:
-            yield from self._address_changed(kernel.public, now)
-        if self.epoch is None:
-            return
+        """Compare what the kernel holds with what it should; `now` is when the look began.
+
+        Before the first session: learn what it holds, so that the calls in progress are translated.
+        """
         if kernel.epoch is None:
             yield Restore("table", self.elements())
-            return
-        if kernel.epoch != self.epoch:
+            return  # nothing can be taken from a table that has just come back; the next look is in a second
+        if self.epoch is not None and kernel.epoch != self.epoch:
             yield Stop(f"the kernel's table is of epoch {kernel.epoch}, ours is {self.epoch}: taken over")
             return
         if not kernel.queueing:
-            yield Restore("queue rules", self.elements())
-        yield from self._overflows(kernel, now)
-        yield from self._compare(kernel, now)
-        if kernel.queueing:
+            yield Restore("queue rules", ())
+        if kernel.public != self.public:
+            self.public = kernel.public
+            yield from self._leave_old_addresses()
+            yield from self._announce(now)
+        whole = True
+        if self.epoch is None:
+            self._standing = tuple(standing_elements(kernel))
+        else:
+            yield from self._overflows(self.epoch, kernel, now)
+            whole = yield from self._compare(kernel, now)
+        if kernel.queueing and whole:
             self._seen_good_ns = now.wall_ns
 
-    def _compare(self, kernel: KernelView, now: Instant) -> Iterator[Effect]:
-        expected: set[tuple[str, IPv4Address]] = set()
-        for held in list(self._held.values()):
-            key = (held.element.service, held.element.holder)
-            if not held.installed or held.withdrawing is not None:
-                expected.add(key)
-                continue
+    def _compare(self, kernel: KernelView, now: Instant) -> Generator[Effect, None, bool]:
+        """End what ran idle, bring back what is missing, remove strays; whether nothing was missing."""
+        broken: list[Element] = []
+        for held in [held for held in self._in_force() if held.installed]:
+            element = held.element
+            key = (element.service, element.holder)
             left_s = kernel.holders.get(key)
-            if left_s is None:
-                if held.left_s is not None and held.last_packet_ns is None:
-                    held.last_packet_ns = now.wall_ns
+            if left_s is not None:
+                held.see(left_s, now.monotonic_ns)
+            may_be_idle = held.may_be_idle(now.monotonic_ns)
+            if left_s is None and may_be_idle:
                 yield from self._withdraw(held, Ending.IDLE)
                 continue
-            expected.add(key)
-            held.left_s = left_s
-            idle_s = self._idle_s(held.element.service)
-            held.last_packet_ns = now.wall_ns - round((idle_s - left_s) * SECOND_NS)
-            if (held.element.service, held.element.public) not in kernel.inbound:
-                yield Restore("elements", self.elements())
+            inbound = kernel.inbound.get((element.service, element.public))
+            mapped = inbound == element.holder and kernel.outbound.get(key) == element.public
+            if (left_s is not None and mapped) or (inbound is None and may_be_idle):
+                continue
+            if inbound not in (None, element.holder):
+                yield RemoveStray(element.service, None, element.public)
+            broken.append(held.timed())
+        if broken:
+            yield Restore("elements", tuple(broken))
+        holders = {(held.element.service, held.element.holder) for held in self._held.values()}
         publics = {(held.element.service, held.element.public) for held in self._held.values()}
-        for service, holder in kernel.holders.keys() - expected:
+        for service, holder in kernel.holders.keys() - holders:
             yield RemoveStray(service, holder, None)
         for service, public in kernel.inbound.keys() - publics:
             yield RemoveStray(service, None, public)
+        return not broken
 
-    def _idle_s(self, name: str) -> float:
-        return next(service.idle_s for service in self.settings.services if service.name == name)
-
-    def _overflows(self, kernel: KernelView, now: Instant) -> Iterator[Effect]:
+    def _overflows(self, epoch: int, kernel: KernelView, now: Instant) -> Iterator[Effect]:
         for queue, dropped in kernel.dropped.items():
-            more = dropped - self._dropped.get(queue, 0)
+            more = max(0, dropped - self._dropped.get(queue, 0))
             self._dropped[queue] = dropped
-            if more > 0 and self.epoch is not None:
-                yield Submit(
-                    QueueOverflowed(self.settings.gateway, self.epoch, queue, more, now.wall_ns)
-                )
+            self._unsaid_drops[queue] = self._unsaid_drops.get(queue, 0) + more
+        if self._tracker_silent(now):
+            return  # added up meanwhile: a flood must not fill the outbox
+        for queue, more in self._unsaid_drops.items():
+            if more > 0:
+                yield Submit(QueueOverflowed(self.settings.gateway, epoch, queue, more, now.wall_ns))
+        self._unsaid_drops.clear()
 
-    def _address_changed(self, public: IPv4Address | None, now: Instant) -> Iterator[Effect]:
-        old, self.public = self.public, public
-        for held in list(self._held.values()):
-            if held.element.public != public:
+    def _leave_old_addresses(self) -> Iterator[Effect]:
+        for held in list(self._in_force()):
+            if held.element.public != self.public:
                 yield from self._withdraw(held, Ending.ADDRESS_CHANGED)
-        if self.epoch is not None:
-            yield Submit(
-                PublicAddressChanged(
-                    self.settings.gateway,
-                    self.epoch,
-                    None if old is None else old.packed,
-                    None if public is None else public.packed,
-                    now.wall_ns,
-                )
+
+    def _announce(self, now: Instant) -> Iterator[Effect]:
+        """Tell the tracker of another public address, once there is a session that will remember it."""
+        if self.epoch is None or self._opening or self._announced == self.public:
+            return
+        old, self._announced = self._announced, self.public
+        yield Submit(
+            PublicAddressChanged(
+                gateway=self.settings.gateway,
+                epoch=self.epoch,
+                old=None if old is None else old.packed,
+                new=None if self.public is None else self.public.packed,
+                observed_ns=now.wall_ns,
             )
+        )
+
+    # --- the session, and time -------------------------------------------------------------------------
 
     def open_session(self, now: Instant) -> Iterator[Effect]:
         """Ask for the gateway; to be called once, at the start."""
-        yield from self._open(now)
+        del now
+        yield from self._open()
 
-    def _open(self, now: Instant) -> Iterator[Effect]:
-        self._opening_since_ns = now.monotonic_ns
+    def _open(self) -> Iterator[Effect]:
+        self._opening, self._reopen_ns = True, None
+        self._announced = self.public
         yield Submit(
             OpenSession(
                 gateway=self.settings.gateway,
                 public_addresses=() if self.public is None else (self.public.packed,),
                 services=self.settings.definitions,
                 host=self.settings.host,
-                take_over=self.settings.take_over,
+                # Once: two that take over from each other would do so for ever.
+                take_over=self.settings.take_over and self.epoch is None,
             )
         )
 
@@ -651,20 +676,12 @@ class Gateway:
 
     def handle_timer(self, now: Instant) -> Iterator[Effect]:
         """Everything whose time has come."""
-        for key, waiting in list(self._waiting.items()):
-            if waiting.packet is not None and waiting.deadline_ns <= now.monotonic_ns:
-                self._waiting[key] = Waiting(waiting.request, None, waiting.deadline_ns)
-                self._count("claims_timed_out")
-                yield Refuse(*key)
-                yield Verdict(waiting.packet, Action.REFUSE)
-            elif waiting.packet is None and waiting.deadline_ns + TRACKER_SILENT_NS <= now.monotonic_ns:
-                del self._waiting[key]  # whatever comes now is late, and goes back
-        for binding, at_ns in list(self._hang_ups.items()):
-            if at_ns <= now.monotonic_ns:
-                del self._hang_ups[binding]
-                held = self._held.get(binding)
-                if held is not None:
-                    yield CheckPeers(binding, held.element)
+        yield from self._give_up_claims(now)
+        for binding in [binding for binding, at_ns in self._hang_ups.items() if at_ns <= now.monotonic_ns]:
+            del self._hang_ups[binding]
+            held = self._held[binding]
+            held.forget_dialled(now.monotonic_ns)
+            yield CheckPeers(binding, held.element)
         due = [element for at_ns, element in self._purges if at_ns <= now.monotonic_ns]
         self._purges = [(at_ns, element) for at_ns, element in self._purges if at_ns > now.monotonic_ns]
         for element in due:
@@ -674,17 +691,27 @@ class Gateway:
             self._next_tick_ns = now.monotonic_ns + TICK_NS
             yield from self._tick(now)
 
+    def _give_up_claims(self, now: Instant) -> Iterator[Effect]:
+        for key, waiting in list(self._waiting.items()):
+            if waiting.packet is not None and waiting.deadline_ns <= now.monotonic_ns:
+                self._waiting[key] = Waiting(waiting.request, None, waiting.deadline_ns)
+                self._count("claims_timed_out")
+                yield Refuse(*key)
+                yield Verdict(waiting.packet, Action.REFUSE)
+            elif waiting.packet is None and waiting.deadline_ns + TRACKER_SILENT_NS <= now.monotonic_ns:
+                del self._waiting[key]  # whatever comes now is late, and goes back
+
     def _tick(self, now: Instant) -> Iterator[Effect]:
         if self.epoch is not None:
             self._nonce += 1
             yield Send(Heartbeat(self.settings.gateway, self.epoch, self._nonce))
-        elif self._opening_since_ns is not None and now.monotonic_ns - self._opening_since_ns > REOPEN_NS:
-            if self._last_answer_ns is not None and self._last_answer_ns >= self._opening_since_ns:
-                yield from self._open(now)
+        elif self._reopen_ns is not None and now.monotonic_ns >= self._reopen_ns:
+            yield from self._open()
 
 
-def element_of(view: BindingView) -> Element:
-    """A binding as the kernel is to hold it."""
-    return Element(
-        view.resource.service, IPv4Address(view.holder), IPv4Address(view.resource.public_address)
-    )
+def standing_elements(kernel: KernelView) -> Iterator[Element]:
+    """What a kernel holds, whoever put it there."""
+    for (service, holder), left_s in kernel.holders.items():
+        public = kernel.outbound.get((service, holder))
+        if public is not None:
+            yield Element(service, holder, public, left_s)

@@ -419,6 +419,12 @@ class GatewayKernel:
             self._forget_all_but(service, {e.holder for e in elements if e.service == service.name})
         return kept, before is not None
 
+    def stand_in(self, epoch: int) -> None:
+        """Serve the table that stands there, of this epoch, until the tracker has granted one of our own."""
+        self.epoch, self.rules = epoch, self._rules_for(epoch)
+        self._loaded = self._chains()
+        self.ensure_queueing()
+
     def _left_s(self, element: Element) -> float | None:
         label = self.rules.service(element.service).label
         try:

@@ -1,7 +1,7 @@
 """What the kernel is told: one table `ip porthold`, as nft text, from the configuration.
 
 Rule 1: everything here is a pure function from settings and bindings to text; nobody else writes nft.
-Rule 2: the ruleset decides nothing about ownership. It knows who holds (elements), and what follows for packets.
+Rule 2: the ruleset decides nothing about ownership. It knows who holds (elements), and what follows from it.
 Rule 3: every batch after the first begins by taking its own epoch element away and putting it back. A worker
   that was stopped and wakes up after a take-over has its batch refused whole (compare-and-set in the kernel).
 Rule 4: packets are judged by their connection (ct mark: which service, opened from which side), not by ports
@@ -11,15 +11,15 @@ A packet's way, by hook and priority:
 
 | hook, priority | chain | what happens |
 |---|---|---|
-| prerouting -110 | arriving | the payload's dest_port is compared with the UDP port, while that is still the public one |
+| prerouting -110 | arriving | the payload's dest_port is compared with the UDP port, still the public one |
 | prerouting -101 | nat_arriving | a caller to a held port: connection marked, destination NAT to the holder |
 | forward -160 | select | claims and OpenContinues are marked for the queues |
-| forward -150 | (queue) | nft's `queue`, or iptables-nft's NFQUEUE in mangle FORWARD, where this kernel lacks it |
-| forward -140 | verdict | refused: ICMP; marked but never queued: a claim is dropped, an OpenContinue goes on |
-| postrouting 97 | leaving | the last fence: nothing to or from a host that is no holder; the payload's port is compared |
+| forward -150 | (queue) | nft's `queue`, or iptables-nft's NFQUEUE in mangle FORWARD |
+| forward -140 | verdict | refused: ICMP; never queued: a claim is dropped, an OpenContinue goes on |
+| postrouting 97 | leaving | the last fence: nothing to or from a host that is no holder |
 | postrouting 99 | nat_leaving | source NAT of what the holder opens, source port kept |
 | postrouting 149 | idle | what really leaves starts the holder's idle time again |
-| postrouting 150 | rewrite | the CU-SeeMe header, after all NAT: the packet's own addresses are copied into it |
+| postrouting 150 | rewrite | the CU-SeeMe header: the packet's own addresses, after all NAT, are copied in |
 
 Two fields of a packet can't be compared in nftables, but their concatenation can be looked up in a set of
 equal pairs: `ip saddr . @ih,96,32 @own_address` with {a . a} says "addr is the sender's own".
@@ -60,6 +60,8 @@ PENDING_TIMEOUT_S = 4
 ALIVE_TIMEOUT_S = 3
 HUNG_UP_TIMEOUT_S = 5
 TALK_RATE_PER_S = 50
+DYNAMIC = "size 4096; flags dynamic,timeout;"
+PORT_SET = "type inet_proto . inet_service; flags interval;"
 RESERVED_FOR_OTHERS = "32768-60999"
 
 Protocol = Literal["udp", "tcp"]
@@ -223,7 +225,8 @@ def shared_sets(rules: Ruleset, epoch: int, bindings: Sequence[Element]) -> Iter
         + elements(address_pair(address) for address in sorted(own))
         + " }"
     )
-    yield "set own_port { typeof udp sport . @ih,80,16;" + elements(pair(port) for port in sorted(ports)) + " }"
+    own_ports = elements(pair(port) for port in sorted(ports))
+    yield f"set own_port {{ typeof udp sport . @ih,80,16;{own_ports} }}"
     for name in ("claims_queued", "talks_queued", "never_queued", "not_the_holder", "refused", "hang_ups"):
         yield f"counter {name} {{ }}"
 
@@ -239,25 +242,17 @@ def left(service: Service, binding: Element) -> str:
 def service_sets(rules: Ruleset, service: Service, bindings: Sequence[Element]) -> Iterator[str]:
     mine = [binding for binding in bindings if binding.service == service.name]
     name, idle = service.label, f"timeout {milliseconds(service.idle_s)};"
-    control = elements(ports.text() for ports in service.control)
-    ports = elements(ports.text() for ports in service.ports())
-    yield f"set {name}_control {{ type inet_proto . inet_service; flags interval;{control} }}"
-    yield f"set {name}_ports {{ type inet_proto . inet_service; flags interval;{ports} }}"
-    yield f"set {name}_holders {{ type ipv4_addr; size 4096; flags dynamic,timeout; {idle}" + elements(
-        f"{b.holder}{left(service, b)}" for b in mine
-    ) + " }"
-    yield f"map {name}_inbound {{ type ipv4_addr : ipv4_addr; size 4096; flags dynamic,timeout; {idle}" + elements(
-        f"{b.public}{left(service, b)} : {b.holder}" for b in mine
-    ) + " }"
-    yield f"map {name}_outbound {{ type ipv4_addr : ipv4_addr;" + elements(
-        f"{b.holder} : {b.public}" for b in mine
-    ) + " }"
-    yield f"set {name}_pending {{ type ipv4_addr; size 4096; flags dynamic,timeout; timeout {PENDING_TIMEOUT_S}s; }}"
-    yield f"set {name}_refused {{ type ipv4_addr; size 4096; flags timeout; timeout {milliseconds(rules.refused_s)}; }}"
-    yield (
-        f"set {name}_hung_up {{ type ipv4_addr . ipv4_addr; size 4096; flags dynamic,timeout;"
-        f" timeout {HUNG_UP_TIMEOUT_S}s; }}"
-    )
+    yield f"set {name}_control {{ {PORT_SET}{elements(ports.text() for ports in service.control)} }}"
+    yield f"set {name}_ports {{ {PORT_SET}{elements(ports.text() for ports in service.ports())} }}"
+    holders = elements(f"{b.holder}{left(service, b)}" for b in mine)
+    yield f"set {name}_holders {{ type ipv4_addr; {DYNAMIC} {idle}{holders} }}"
+    inbound = elements(f"{b.public}{left(service, b)} : {b.holder}" for b in mine)
+    yield f"map {name}_inbound {{ type ipv4_addr : ipv4_addr; {DYNAMIC} {idle}{inbound} }}"
+    outbound = elements(f"{b.holder} : {b.public}" for b in mine)
+    yield f"map {name}_outbound {{ type ipv4_addr : ipv4_addr;{outbound} }}"
+    yield f"set {name}_pending {{ type ipv4_addr; {DYNAMIC} timeout {PENDING_TIMEOUT_S}s; }}"
+    yield f"set {name}_refused {{ type ipv4_addr; {DYNAMIC} timeout {milliseconds(rules.refused_s)}; }}"
+    yield f"set {name}_hung_up {{ type ipv4_addr . ipv4_addr; {DYNAMIC} timeout {HUNG_UP_TIMEOUT_S}s; }}"
     yield f"counter {name}_sent {{ }}"
     yield f"counter {name}_received {{ }}"
 
@@ -289,7 +284,7 @@ def select_chains(rules: Ruleset) -> Iterator[str]:
 
 
 def talk_rules(rules: Ruleset) -> Iterator[str]:
-    # Only while the worker lives: bypass helps against a queue nobody listens to, not against one that is stopped.
+    # Only while the worker lives: bypass helps against a queue nobody reads, not against a stopped reader.
     yield (
         f"meta l4proto @alive add @talk_rate {{ ip saddr limit rate {TALK_RATE_PER_S}/second"
         f" burst {2 * TALK_RATE_PER_S} packets }} counter name talks_queued {add_mark(rules, TALK)}"
@@ -402,7 +397,7 @@ def nat_chains(rules: Ruleset) -> Iterator[str]:
 
 
 def idle_chain(rules: Ruleset) -> str:
-    """The idle timers: whatever of the service really leaves starts them again; after NAT, for the map's key."""
+    """The idle timers: what really leaves starts them again; after NAT, for the map's key."""
     timers: list[str] = []
     for service in rules.services:
         name = service.label
@@ -431,8 +426,8 @@ def speaker_rules(rules: Ruleset, own: str, copied: str) -> Iterator[str]:
 def port_rules(target: str, at: int) -> Iterator[str]:
     """A port of the UDP header, `at` bits into it, copied into the payload.
 
-    Counted from the IP header's start, because nft takes `@th,0,16` for a port and refuses to store one as raw
-    bits; hence a rule for each length that an IP header can have.
+    Counted from the IP header's start, because nft takes `@th,0,16` for a port and refuses to store one as
+    raw bits; hence a rule for each length that an IP header can have.
     """
     for words in range(5, 16):
         yield f"ip hdrlength {words} {target} set @nh,{words * 32 + at},16"
@@ -546,9 +541,7 @@ def table(rules: Ruleset, epoch: int, bindings: Sequence[Element], nat: Iterable
 def fence(epoch: int, new_epoch: int | None = None) -> str:
     """The compare-and-set that opens every batch: it fails whole when another epoch stands in the kernel."""
     new = epoch if new_epoch is None else new_epoch
-    return (
-        f"delete element ip {TABLE} epoch {{ {epoch} }}\nadd element ip {TABLE} epoch {{ {new} }}\n"
-    )
+    return f"delete element ip {TABLE} epoch {{ {epoch} }}\nadd element ip {TABLE} epoch {{ {new} }}\n"
 
 
 def render(rules: Ruleset, epoch: int, bindings: Sequence[Element], *, replaces: int | None) -> str:
@@ -571,13 +564,14 @@ def install(rules: Ruleset, epoch: int, binding: Element) -> str:
         + f"add element ip {TABLE} {name}_holders {{ {binding.holder} }}\n"
         + f"add element ip {TABLE} {name}_outbound {{ {binding.holder} : {binding.public} }}\n"
         + f"add element ip {TABLE} {name}_inbound {{ {binding.public} : {binding.holder} }}\n"
-        + f"add element ip {TABLE} own_address {{ {address_pair(binding.holder)}, {address_pair(binding.public)} }}\n"
+        + f"add element ip {TABLE} own_address {{ {address_pair(binding.holder)} }}\n"
+        + f"add element ip {TABLE} own_address {{ {address_pair(binding.public)} }}\n"
         + settled(rules.service(binding.service), binding.holder)
     )
 
 
 def withdraw(epoch: int, service: Service, remove: Iterable[tuple[str, str]]) -> str:
-    """Take the port: `remove` names (set, key) pairs that the kernel was seen to hold, for it refuses others."""
+    """Take the port: `remove` has (set, key) pairs that the kernel was seen to hold; it refuses others."""
     lines = [f"delete element ip {TABLE} {name} {{ {key} }}\n" for name, key in remove]
     return fence(epoch) + "".join(lines) + f"flush set ip {TABLE} {service.label}_refused\n"
 

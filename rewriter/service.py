@@ -42,6 +42,7 @@ from rewriter.kernel import GatewayKernel, KernelRefused, Queue, QueueBusy
 from rewriter.ruleset import CLAIM, REFUSED, TALK
 from tracker.client import OutboxFull, TrackerClient
 from tracker.clock import read_clock
+from tracker.messages import ClaimPort
 
 log = logging.getLogger("porthold.rewriter")
 
@@ -220,7 +221,7 @@ class Worker:
             waiting.extendleft(reversed(follow))
 
     def _carry_out_one(self, effect: Effect) -> Iterable[Effect]:
-        """What the effect brings about; a table flushed this moment is restored first, then it is tried again."""
+        """What the effect brings about; a table that was just flushed is restored before."""
         try:
             return self._attempt(effect)
         except KernelRefused as refusal:
@@ -240,6 +241,9 @@ class Worker:
                 try:
                     self._client.submit(effect.message, read_clock())
                 except OutboxFull as full:
+                    if isinstance(effect.message, ClaimPort):
+                        return self._gateway.not_submitted(effect.message)
+                    # Events are never dropped: better no worker, with the calls going on in the kernel.
                     raise WorkerStopped(f"the outbox is full: {full}") from full
             case Send():
                 self._client.send(effect.message, read_clock())
@@ -293,6 +297,7 @@ class Worker:
             return
         try:
             self._listen(standing)
+            self._kernel.stand_in(standing)
         except QueueBusy as busy:
             log.warning(
                 "epoch %d is served by another worker (%s); waiting for the tracker's word", standing, busy

@@ -1,0 +1,158 @@
+"""What the gateway's machine wants done, and how it is shown the kernel: plain values, nothing else.
+
+Rule 1: an effect whose docstring asks for an answer gets it before any other input, and always gets it.
+Rule 2: the others have no outcome: they are carried out, or the worker ends.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from ipaddress import IPv4Address
+
+from rewriter.ruleset import Element
+from tracker.events import Ending
+from tracker.messages import Durable, Volatile
+
+
+class Action(Enum):
+    """What becomes of a queued packet. REFUSE: the kernel answers as configured (ICMP, drop, pass)."""
+
+    ACCEPT = "accept"
+    DROP = "drop"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    packet: int
+    action: Action
+    payload: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Into the outbox; a claim that finds no room there is answered with `not_submitted`."""
+
+    message: Durable
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    message: Volatile
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """Answer with `installed` or `install_failed`."""
+
+    binding: int
+    element: Element
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Remove the elements, drop what the queues hold, delete connections; answer with `withdrawn`."""
+
+    binding: int
+    element: Element
+    reason: Ending
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """Delete the connections of a host that holds no longer."""
+
+    element: Element
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveStray:
+    """The kernel holds this and no binding says so."""
+
+    service: str
+    holder: IPv4Address | None
+    public: IPv4Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer this host from the kernel for a while."""
+
+    service: str
+    host: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Let this host claim again at once."""
+
+    service: str
+    host: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPeers:
+    """Find out which peers of the binding are live; answer with `peers_seen`."""
+
+    binding: int
+    element: Element
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Make the table this epoch's, keeping of `bindings` what the kernel holds; answer with `adopted`.
+
+    No packet of the older epoch's queues is waiting for a verdict then.
+    """
+
+    epoch: int
+    bindings: tuple[tuple[int, Element], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Somebody removed our table, queue rules or `elements`: bring them back; answer with `restored`."""
+
+    what: str
+    elements: tuple[Element, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """This worker must not go on."""
+
+    reason: str
+
+
+Effect = (
+    Verdict
+    | Submit
+    | Send
+    | Install
+    | Withdraw
+    | Purge
+    | RemoveStray
+    | Refuse
+    | Settle
+    | CheckPeers
+    | Adopt
+    | Restore
+    | Stop
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelView:
+    """What the kernel was seen to hold.
+
+    `holders`: (service, host) → seconds of the idle time left; `inbound` and `outbound`: (service, key)
+    → value. `epoch` None: no table. `queueing`: the queue rules are in place. `dropped`: packets lost so far,
+    by queue.
+    """
+
+    epoch: int | None
+    holders: dict[tuple[str, IPv4Address], float]
+    inbound: dict[tuple[str, IPv4Address], IPv4Address]
+    outbound: dict[tuple[str, IPv4Address], IPv4Address]
+    queueing: bool = True
+    public: IPv4Address | None = None
+    dropped: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,454 @@
+"""A running porthold in a laboratory: tracker and rewriter as the processes that users start, and what they hold.
+
+Rule 1: nothing is faked: what is asked of kernel, tracker and log is asked the way an operator could.
+Rule 2: every wait has an end, and its failure says what the daemons said last.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+from eventlog.reading import LogReader
+from eventlog.verify import verify
+from rewriter.cuseeme import (
+    ClientEntry,
+    DestinationFamily,
+    Header,
+    Message,
+    OpenContinue,
+    encode_open_continue,
+    encode_video,
+)
+from tools.lab import Actor, Lab, LabError, wait_until
+from tracker.audit import Holding, holds
+from tracker.client import ask_status
+from tracker.events import Event, from_record
+from tracker.projections import PROJECTIONS
+
+PUBLIC: Final = "192.0.2.2"
+REFLECTOR: Final = "203.0.113.10"
+CALLER: Final = "198.51.100.20"
+ANN: Final = "192.168.1.10"
+BOB: Final = "192.168.1.11"
+SERVICE_PORT: Final = 7648
+STARTED_S: Final = 20.0
+"""Two processors are shared with whatever else runs: a start may take long, and that is no fault."""
+
+CONFIGURATION: Final = """\
+[tracker]
+endpoint = "ipc://{directory}/tracker.ipc"
+reader_endpoint = "ipc://{directory}/reader.ipc"
+log = "{directory}/log.sqlite"
+{tracker}
+[gateway]
+name = "gateway-1"
+lan = ["lan0"]
+wan = "wan0"
+state_directory = "{directory}"
+{gateway}
+[services.cuseeme]
+profile = "cuseeme"
+{service}
+"""
+
+EventType = TypeVar("EventType", bound=Event)
+
+
+class QueueLine(NamedTuple):
+    """What /proc/net/netfilter/nfnetlink_queue says of a queue; `packets`: how many ever came."""
+
+    waiting: int
+    dropped: int
+    packets: int
+
+
+@dataclass
+class Site:
+    """One gateway with its tracker, in a lab of its own. `settings` become lines of the configuration's sections."""
+
+    lab: Lab
+    directory: Path
+    settings: dict[str, dict[str, object]] = field(default_factory=dict)
+    tracker: subprocess.Popen[bytes] | None = None
+    rewriter: subprocess.Popen[bytes] | None = None
+    open_until_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def __post_init__(self) -> None:
+        texts = {
+            section: "".join(
+                f"{key} = {json.dumps(value)}\n" for key, value in self.settings.get(section, {}).items()
+            )
+            for section in ("tracker", "gateway", "service")
+        }
+        self.configuration.write_text(CONFIGURATION.format(directory=self.directory, **texts))
+
+    @property
+    def configuration(self) -> Path:
+        """The one file of both processes."""
+        return self.directory / "porthold.toml"
+
+    @property
+    def program(self) -> Path:
+        """The command that users run."""
+        return Path(sys.executable).with_name("porthold")
+
+    # --- processes -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start both; returns when the rewriter has the gateway."""
+        self.start_tracker()
+        self.start_rewriter()
+
+    def start_tracker(self) -> None:
+        """Returns when it answers."""
+        self.tracker = self._daemon(None, "tracker")
+        self._await(lambda: self._status() is not None, self.tracker, "tracker", "a tracker that answers")
+
+    def start_rewriter(self, *options: str, wait: bool = True) -> None:
+        """`wait`: return when the tracker has granted it the gateway."""
+        epochs = self.said("rewriter").count("bindings adopted")
+        self.rewriter = self._daemon("gateway", "rewriter", *options)
+        if wait:
+            self._await(
+                lambda: self.said("rewriter").count("bindings adopted") > epochs,
+                self.rewriter,
+                "rewriter",
+                "a rewriter with a gateway",
+            )
+
+    def start_standby(self, *options: str) -> subprocess.Popen[bytes]:
+        """A second worker of the same gateway, called `standby`; it writes what `said("standby")` reads."""
+        other = self.directory / "standby.toml"
+        own = self.configuration.read_text()
+        other.write_text(own.replace('name = "gateway-1"', 'name = "gateway-1"\nworker = "standby"'))
+        with (self.directory / "standby.log").open("ab") as output:
+            words = [str(self.program), "rewriter", "--config", str(other), *options]
+            return self.lab.start("gateway", words, stdout=output, stderr=output)
+
+    def _daemon(self, place: str | None, command: str, *options: str) -> subprocess.Popen[bytes]:
+        with (self.directory / f"{command}.log").open("ab") as output:
+            return self.lab.start(
+                place,
+                [str(self.program), command, "--config", str(self.configuration), *options],
+                stdout=output,
+                stderr=output,
+            )
+
+    def _await(
+        self, condition: Callable[[], bool], daemon: subprocess.Popen[bytes], name: str, what: str
+    ) -> None:
+        def ready() -> bool:
+            if daemon.poll() is not None:
+                raise LabError(f"{name} ended with {daemon.returncode}: {self.said(name)}")
+            return condition()
+
+        try:
+            wait_until(ready, what, STARTED_S)
+        except LabError as error:
+            raise LabError(f"{error}; it said: {self.said(name)}") from error
+
+    def said(self, name: str) -> str:
+        """What a daemon has written so far, all its runs together."""
+        path = self.directory / f"{name}.log"
+        return path.read_text() if path.exists() else ""
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, and wait for the end."""
+        daemon = self.daemon(name)
+        daemon.kill()
+        daemon.wait()
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        self.daemon(name).send_signal(number)
+
+    def daemon(self, name: str) -> subprocess.Popen[bytes]:
+        daemon = self.tracker if name == "tracker" else self.rewriter
+        if daemon is None:
+            raise LabError(f"{name} was never started")
+        return daemon
+
+    @contextlib.contextmanager
+    def stopped(self, name: str) -> Iterator[None]:
+        """The daemon is stopped (SIGSTOP) in the block."""
+        self.signal(name, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(name, signal.SIGCONT)
+
+    def assert_running(self) -> None:
+        for name in ("tracker", "rewriter"):
+            assert self.daemon(name).poll() is None, f"{name} ended: {self.said(name)}"
+
+    # --- the kernel ----------------------------------------------------------------------------------
+
+    def nft(self, *words: str) -> list[dict[str, Any]]:
+        """What `nft -j` lists."""
+        listed = self.lab.run("gateway", ["nft", "-j", *words], check=False)
+        found: list[dict[str, Any]] = json.loads(listed.stdout)["nftables"] if listed.returncode == 0 else []
+        return found
+
+    def counters(self) -> dict[str, int]:
+        """Packets by named counter of our table."""
+        items = [
+            item["counter"]
+            for item in self.nft("list", "counters", "table", "ip", "porthold")
+            if "counter" in item
+        ]
+        return {item["name"]: item["packets"] for item in items if item["table"] == "porthold"}
+
+    def elements(self, kind: str, name: str) -> list[Any]:
+        """The elements of a set or map of our table, timeouts stripped."""
+        items = [item[kind] for item in self.nft("list", kind, "ip", "porthold", name) if kind in item]
+        return [_without_timeout(element) for item in items for element in item.get("elem", [])]
+
+    def holders(self) -> list[str]:
+        """Who holds the service in the kernel."""
+        return sorted(str(element) for element in self.elements("set", "cuseeme_holders"))
+
+    def queues(self) -> dict[int, QueueLine]:
+        """The gateway's NFQUEUEs by number (columns: nfnetlink_queue.c, seq_show)."""
+        listed = self.lab.run("gateway", ["cat", "/proc/net/netfilter/nfnetlink_queue"]).stdout
+        rows = [[int(word) for word in line.split()] for line in listed.splitlines()]
+        return {row[0]: QueueLine(row[2], row[5] + row[6], row[7]) for row in rows}
+
+    def claims_queue(self) -> QueueLine:
+        """The queue of this epoch's claims: the lower number of the two."""
+        queues = self.queues()
+        return queues[min(queues)]
+
+    def talks_queue(self) -> QueueLine:
+        queues = self.queues()
+        return queues[max(queues)]
+
+    def connections(self, *words: str) -> list[str]:
+        """Lines of conntrack that hold all these words."""
+        listed = self.lab.run("gateway", ["conntrack", "-L"]).stdout.splitlines()
+        return [line for line in listed if all(re.search(rf"{re.escape(word)}\b", line) for word in words)]
+
+    # --- tracker and log -----------------------------------------------------------------------------
+
+    def _status(self) -> Any:  # noqa: ANN401 - tracker.messages.Status or None
+        return ask_status(f"ipc://{self.directory}/reader.ipc", 0.5)
+
+    def reader(self) -> LogReader:
+        return LogReader.open(self.directory / "log.sqlite")
+
+    def events(self, kind: type[EventType]) -> list[EventType]:
+        """The log's events of one kind, in order."""
+        with self.reader() as reader:
+            found = [from_record(entry.record) for entry in reader.read() if entry.record is not None]
+        return [event for event in found if isinstance(event, kind)]
+
+    def holdings(self) -> list[Holding]:
+        """All bindings of the log, oldest first."""
+        with self.reader() as reader:
+            return sorted(holds(reader), key=lambda holding: holding.binding)
+
+    def assert_log_clean(self) -> None:
+        with self.reader() as reader:
+            report = verify(reader, PROJECTIONS)
+        assert report.clean, report.faults
+
+    def views(self) -> tuple[list[str], list[str], list[str]]:
+        """Who holds the service, as kernel, tracker and log have it."""
+        status = self._status()
+        told = [] if status is None else sorted(str(IPv4Address(view.holder)) for view in status.bindings)
+        logged = sorted(str(IPv4Address(row.holder)) for row in self.holdings() if row.until_ns is None)
+        return self.holders(), told, logged
+
+    def await_holders(self, *addresses: str, timeout_s: float = 5.0) -> None:
+        """Wait until kernel, tracker and log agree that exactly these hold it."""
+        wanted = sorted(addresses)
+        try:
+            wait_until(lambda: self.views() == (wanted, wanted, wanted), f"holders {wanted}", timeout_s)
+        except LabError as error:
+            views = self.views()
+            raise LabError(f"{error}: kernel, tracker, log say {views}; {self.said('rewriter')}") from error
+
+    # --- packets -------------------------------------------------------------------------------------
+
+    def udp_socket(self, place: str, port: int = SERVICE_PORT, address: str | None = None) -> socket.socket:
+        """A UDP socket at a place; reading waits 2 s at most."""
+
+        def make() -> socket.socket:
+            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self.open_until_end.enter_context(made)
+            made.settimeout(2.0)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+            made.bind((address or self.lab.addresses[place], port))
+            return made
+
+        return self.lab.within(place, make)
+
+    def raw_socket(self, place: str) -> socket.socket:
+        """A socket that sends whole IP packets, as they are, lies included."""
+
+        def make() -> socket.socket:
+            return socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+
+        return self.open_until_end.enter_context(self.lab.within(place, make))
+
+    def log_in(self, client: Actor, peer: str = REFLECTOR, timeout_s: float = 5.0) -> None:
+        """Call a reflector and wait for its acknowledgement."""
+        client.wait_for("login", since=client.command(f"call {peer}"), timeout_s=timeout_s)
+
+
+def _without_timeout(element: Any) -> Any:  # noqa: ANN401 - nft's JSON
+    if isinstance(element, dict) and "elem" in element:
+        return element["elem"]["val"]
+    if isinstance(element, list):
+        return [_without_timeout(part) for part in element]
+    return element
+
+
+class Seen(NamedTuple):
+    """A packet with the kernel's time of its arrival (wall, ns)."""
+
+    at_ns: int
+    packet: bytes
+
+
+SO_TIMESTAMPNS: Final = 35
+SO_RCVBUFFORCE: Final = 33
+
+PACKET_OUTGOING: Final = 4
+
+
+@contextlib.contextmanager
+def capture(lab: Lab, place: str, interface: str = "eth0") -> Iterator[list[Seen]]:
+    """The IPv4 packets that arrive at an interface in the block, with their times; complete after its end."""
+
+    def listen() -> socket.socket:
+        listener = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
+        listener.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 26)
+        listener.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        listener.bind((interface, 3))
+        listener.setblocking(False)
+        return listener
+
+    seen: list[Seen] = []
+    with lab.within(place, listen) as listener:
+        yield seen
+        while True:
+            try:
+                packet, ancillary, _, sender = listener.recvmsg(65535, 512)
+            except BlockingIOError:
+                return
+            if sender[1] != 0x0800 or sender[2] == PACKET_OUTGOING:
+                continue
+            times = [
+                data
+                for level, kind, data in ancillary
+                if (level, kind) == (socket.SOL_SOCKET, SO_TIMESTAMPNS)
+            ]
+            seconds, nanoseconds = struct.unpack("=qq", times[0])
+            seen.append(Seen(seconds * 1_000_000_000 + nanoseconds, packet))
+
+
+def udp_to(packets: Iterable[Seen], address: str, ports: Iterable[int] = (7648, 7649, 24032)) -> list[Seen]:
+    """Those that are UDP to an address and one of these ports (first fragments and whole packets)."""
+    wanted = set(ports)
+    destination = IPv4Address(address).packed
+
+    def fits(packet: bytes) -> bool:
+        header = (packet[0] & 0x0F) * 4
+        if packet[9] != socket.IPPROTO_UDP or packet[16:20] != destination or packet[6] & 0x1F or packet[7]:
+            return False
+        return int.from_bytes(packet[header + 2 : header + 4], "big") in wanted
+
+    return [seen for seen in packets if fits(seen.packet)]
+
+
+def refusals(packets: Iterable[Seen]) -> list[Seen]:
+    """Those that are ICMP "communication administratively prohibited"."""
+    return [seen for seen in packets if seen.packet[9] == socket.IPPROTO_ICMP and seen.packet[20:22] == b"\x03\x0d"]
+
+
+def open_continue(
+    address: str,
+    *,
+    message: int = Message.OPEN,
+    name: str = "",
+    port: int = SERVICE_PORT,
+    entries: tuple[str, ...] = (),
+    client_count: int = 0,
+    sequence: int = 0,
+) -> bytes:
+    """An OpenContinue as a client at `address` writes it."""
+    header = Header(
+        destination_family=DestinationFamily.EXAMINE,
+        port=port,
+        address=IPv4Address(address).packed,
+        sequence=sequence,
+        message=message,
+    )
+    listed = tuple(ClientEntry(IPv4Address(entry).packed, 7, will_receive=1) for entry in entries)
+    body = OpenContinue(user_name=name, entries=listed, client_count=client_count, sequence=sequence)
+    return encode_open_continue(header, body)
+
+
+def video(address: str, data: bytes = bytes(100), *, to: str = "0.0.0.0", sequence: int = 0) -> bytes:
+    """A video packet as a client at `address` writes it; `to`: its dest_addr."""
+    header = Header(
+        destination_address=IPv4Address(to).packed,
+        port=SERVICE_PORT,
+        address=IPv4Address(address).packed,
+        sequence=sequence,
+        message=Message.END_OF_FRAME,
+    )
+    return encode_video(header, data)
+
+
+@contextlib.contextmanager
+def stream(sender: socket.socket, payload: bytes, destination: tuple[str, int], per_s: float) -> Iterator[None]:
+    """A peer that goes on sending in the block, whoever listens."""
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.wait(1 / per_s):
+            sender.sendto(payload, destination)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def on_processor(number: int, action: Callable[[], None]) -> threading.Thread:
+    """A thread, started, that does something on one processor."""
+
+    def pinned() -> None:
+        if number in os.sched_getaffinity(0):
+            os.sched_setaffinity(threading.get_native_id(), {number})
+        action()
+
+    thread = threading.Thread(target=pinned)
+    thread.start()
+    return thread
+
+
+def received(listener: socket.socket, wait_s: float = 0.5) -> list[tuple[bytes, tuple[str, int]]]:
+    """All datagrams until nothing comes for `wait_s`."""
+    listener.settimeout(wait_s)
+    found: list[tuple[bytes, tuple[str, int]]] = []
+    with contextlib.suppress(TimeoutError):
+        while True:
+            found.append(listener.recvfrom(65535))
+    return found

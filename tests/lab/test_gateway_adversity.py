@@ -1,0 +1,230 @@
+"""What others do to a gateway: flushed rules, changed addresses, a second worker, a tracker that never comes."""
+
+import signal
+import socket
+import time
+
+import pytest
+
+from rewriter.cuseeme import Message
+from tests.lab.conftest import SiteMaker
+from tests.lab.gateway_site import (
+    ANN,
+    BOB,
+
+    PUBLIC,
+    REFLECTOR,
+    SERVICE_PORT,
+    Site,
+    capture,
+    open_continue,
+    received,
+    refusals,
+    video,
+)
+from tools.lab import MASQUERADE, wait_until
+from tracker.events import Ending, KernelStateRestored, PublicAddressChanged, SessionRefused
+
+TO_REFLECTOR = (REFLECTOR, SERVICE_PORT)
+FLUSHES = {
+    "ruleset": ["nft", "flush", "ruleset"],
+    "table": ["nft", "delete", "table", "ip", "porthold"],
+    "queue rules": ["iptables", "-t", "mangle", "-F"],
+    "our chains' rules": ["nft", "flush", "table", "ip", "porthold"],
+    "our NAT chain": ["nft", "flush", "chain", "ip", "porthold", "nat_leaving"],
+    "our holders": ["nft", "flush", "set", "ip", "porthold", "cuseeme_holders"],
+    "our inbound map": ["nft", "flush", "map", "ip", "porthold", "cuseeme_inbound"],
+    "our outbound map": ["nft", "flush", "map", "ip", "porthold", "cuseeme_outbound"],
+}
+
+
+def is_working(site: Site) -> bool:
+    """Whether table and queue rules stand."""
+    rules = site.lab.run("gateway", ["iptables-nft", "-t", "mangle", "-S", "FORWARD"], check=False).stdout
+    return site.holders() == [ANN] and rules.count("NFQUEUE") == 2
+
+
+@pytest.mark.parametrize("what", ["ruleset", "table", "queue rules"])
+def test_what_somebody_flushes_is_back_within_a_second_and_the_call_goes_on(site: Site, what: str) -> None:
+    reflector = site.lab.reflector(strict=True)
+    ann, zoe = site.lab.client("workstation-1", "Ann"), site.lab.client("caller", "Zoe")
+    site.log_in(ann)
+    site.log_in(zoe)
+    ann.wait_for("watched", name="Zoe")
+    zoe.wait_for("watched", name="Ann")
+    site.lab.run("gateway", FLUSHES[what])
+    flushed = time.monotonic()
+    wait_until(lambda: is_working(site), f"{what} restored", 3)
+    assert time.monotonic() - flushed < 1.3
+    wait_until(lambda: len(site.events(KernelStateRestored)) == 1, "the hole in the log")
+    for client, other in ((ann, zoe), (zoe, ann)):
+        before = client.counters().get("received_video", 0)
+        other.command("video 20 200")
+        wait_until(lambda c=client, b=before: c.counters().get("received_video", 0) == b + 22, "video")
+    time.sleep(2.1)  # the next OpenContinues
+    assert (ann.seen("timed_out"), reflector.seen("left")) == ([], [])
+    site.await_holders(ANN)
+    assert len(site.holdings()) == 1
+    site.assert_running()
+    site.assert_log_clean()
+
+
+@pytest.mark.parametrize("what", list(FLUSHES)[3:])
+def test_a_worker_outlives_whatever_is_taken_out_of_its_table(site: Site, what: str) -> None:
+    peer, ann = site.udp_socket("reflector"), site.udp_socket("workstation-1")
+    ann.sendto(open_continue(ANN), TO_REFLECTOR)
+    site.await_holders(ANN)
+    site.lab.run("gateway", FLUSHES[what])
+    time.sleep(1.2)
+    site.assert_running()
+    received(peer, 0.05)
+    deadline_s = time.monotonic() + 6
+    arrived: list[tuple[bytes, tuple[str, int]]] = []
+    while not arrived and time.monotonic() < deadline_s:
+        ann.sendto(open_continue(ANN), TO_REFLECTOR)
+        arrived = received(peer, 0.3)
+    assert [(payload[12:16], source) for payload, source in arrived[:1]] == [
+        (socket.inet_aton(PUBLIC), (PUBLIC, SERVICE_PORT))
+    ]
+    site.await_holders(ANN)
+    site.assert_running()
+    site.assert_log_clean()
+
+
+def test_a_flush_just_after_a_hang_up_does_not_end_the_worker(site: Site) -> None:
+    peer, ann, bob = (site.udp_socket(p) for p in ("reflector", "workstation-1", "workstation-2"))
+    for pause_s in (0.0, 0.3, 0.7, 0.9):
+        ann.sendto(open_continue(ANN), TO_REFLECTOR)
+        site.await_holders(ANN)
+        ann.sendto(open_continue(ANN, message=Message.CLOSE), TO_REFLECTOR)
+        if pause_s:
+            site.await_holders()
+        time.sleep(pause_s)
+        site.lab.run("gateway", FLUSHES["ruleset"])
+        site.lab.run("gateway", ["nft", "-f", "-"], stdin_text=MASQUERADE)
+        time.sleep(1.5)
+        site.assert_running()
+        site.await_holders()
+    bob.sendto(open_continue(BOB), TO_REFLECTOR)
+    site.await_holders(BOB)
+    assert received(peer)
+
+
+def test_without_a_tracker_a_new_worker_refuses_claims_and_leaves_calls_alone(new_site: SiteMaker) -> None:
+    site = new_site()
+    site.start_rewriter(wait=False)
+    bob = site.udp_socket("workstation-2")
+    wait_until(lambda: bool(site.counters()), "a table", 5)
+    time.sleep(0.3)
+    with capture(site.lab, "workstation-2") as packets:
+        bob.sendto(open_continue(BOB), TO_REFLECTOR)
+        time.sleep(0.5)
+    assert len(refusals(packets)) == 1
+    site.start_tracker()
+    wait_until(lambda: "bindings adopted" in site.said("rewriter"), "a session", 10)
+    time.sleep(2)  # `refused` is over
+    bob.sendto(open_continue(BOB), TO_REFLECTOR)
+    site.await_holders(BOB)
+    site.kill("tracker")
+    site.kill("rewriter")
+    site.start_rewriter(wait=False)
+    ann, peer = site.udp_socket("workstation-1"), site.udp_socket("reflector")
+    deadline_s = time.monotonic() + 8
+    with capture(site.lab, "workstation-1") as packets:
+        while time.monotonic() < deadline_s:
+            ann.sendto(open_continue(ANN), TO_REFLECTOR)
+            bob.sendto(open_continue(BOB), TO_REFLECTOR)
+            time.sleep(0.25)
+    site_rewriter = site.daemon("rewriter")
+    assert site_rewriter.poll() is None, site.said("rewriter")
+    assert refusals(packets)
+    assert {payload[12:16] for payload, _ in received(peer)} == {socket.inet_aton(PUBLIC)}
+    site.start_tracker()
+    site.await_holders(BOB, timeout_s=10)
+    site.assert_log_clean()
+
+
+def test_a_changed_public_address_ends_the_bindings_and_is_followed(new_site: SiteMaker) -> None:
+    site = new_site(gateway={"public_address": None})
+    site.start()
+    reflector = site.lab.reflector(strict=True)
+    ann = site.lab.client("workstation-1", "Ann")
+    site.log_in(ann)
+    site.lab.run("gateway", ["ip", "address", "del", "192.0.2.2/24", "dev", "wan0"])
+    site.lab.run("gateway", ["ip", "address", "add", "192.0.2.77/24", "dev", "wan0"])
+    site.lab.run("gateway", ["ip", "route", "replace", "default", "via", "192.0.2.1"])
+    reflector.wait_for("login", timeout_s=8, udp="192.0.2.77:7648", header="192.0.2.77:7648")
+    site.await_holders(ANN)
+    [first, second] = site.holdings()
+    assert first.reason is Ending.ADDRESS_CHANGED
+    assert socket.inet_ntoa(second.public_address) == "192.0.2.77"
+    [change] = site.events(PublicAddressChanged)
+    assert (change.old, change.new) == (socket.inet_aton(PUBLIC), socket.inet_aton("192.0.2.77"))
+    assert [str(pair) for pair in site.elements("map", "cuseeme_inbound")] == [f"['192.0.2.77', '{ANN}']"]
+    site.assert_log_clean()
+
+
+def test_an_address_that_goes_and_comes_back_is_survived(new_site: SiteMaker) -> None:
+    site = new_site(gateway={"public_address": None})
+    site.start()
+    ann = site.udp_socket("workstation-1")
+    ann.sendto(open_continue(ANN), TO_REFLECTOR)
+    site.await_holders(ANN)
+    site.lab.run("gateway", ["ip", "address", "flush", "dev", "wan0"])
+    site.await_holders()
+    time.sleep(1)
+    ann.sendto(open_continue(ANN), TO_REFLECTOR)
+    site.lab.run("gateway", ["ip", "address", "add", "192.0.2.2/24", "dev", "wan0"])
+    site.lab.run("gateway", ["ip", "route", "replace", "default", "via", "192.0.2.1"])
+    wait_until(lambda: len(site.events(PublicAddressChanged)) == 2, "the address in the log")
+    time.sleep(2.5)
+    ann.sendto(open_continue(ANN), TO_REFLECTOR)
+    site.await_holders(ANN)
+    site.assert_running()
+
+
+def test_a_second_worker_is_refused_while_the_first_lives(new_site: SiteMaker) -> None:
+    site = new_site(tracker={"lease_s": 2.0})
+    site.start()
+    ann = site.udp_socket("workstation-1")
+    ann.sendto(open_continue(ANN), TO_REFLECTOR)
+    site.await_holders(ANN)
+    first = site.daemon("rewriter")
+    standby = site.start_standby()
+    wait_until(lambda: len(site.events(SessionRefused)) == 1, "the attempt in the log", 10)
+    time.sleep(0.5)
+    assert first.poll() is None
+    assert standby.poll() is None, site.said("standby")
+    ann.sendto(open_continue(ANN), TO_REFLECTOR)
+    assert site.holders() == [ANN]
+    site.kill("rewriter")
+    wait_until(lambda: "bindings adopted" in site.said("standby"), "the standby takes its place", 25)
+    site.await_holders(ANN)
+    standby.terminate()
+    standby.wait(10)
+
+
+def test_a_worker_that_was_stopped_through_a_take_over_changes_nothing_any_more(new_site: SiteMaker) -> None:
+    site = new_site()
+    site.start()
+    ann, bob, peer = (site.udp_socket(p) for p in ("workstation-1", "workstation-2", "reflector"))
+    ann.sendto(open_continue(ANN), TO_REFLECTOR)
+    site.await_holders(ANN)
+    stale = site.daemon("rewriter")
+    site.signal("rewriter", signal.SIGSTOP)
+    for number in range(5):  # a hang-up and claims wait for the stale worker
+        ann.sendto(open_continue(ANN, message=Message.CLOSE, sequence=number), TO_REFLECTOR)
+    bob.sendto(open_continue(BOB), TO_REFLECTOR)
+    standby = site.start_standby("--take-over")
+    wait_until(lambda: "bindings adopted" in site.said("standby"), "the take-over", 20)
+    site.await_holders(ANN)
+    site.signal("rewriter", signal.SIGCONT)
+    wait_until(lambda: stale.poll() is not None, "the stale worker ends", 5)
+    time.sleep(0.5)
+    assert standby.poll() is None, site.said("standby")
+    site.await_holders(ANN)
+    received(peer, 0.05)
+    ann.sendto(video(ANN), TO_REFLECTOR)
+    assert [payload[12:16] for payload, _ in received(peer, 0.3)] == [socket.inet_aton(PUBLIC)]
+    site.assert_log_clean()
+
