@@ -137,6 +137,7 @@ class Gateway:
         self._ports = {service.name: service.ports() for service in settings.services}
         self._held: dict[int, Held] = {}
         self._standing: tuple[Element, ...] = ()  # what the kernel held before the first session
+        self._standing_epoch: int | None = None
         self._waiting: dict[tuple[str, IPv4Address], Waiting] = {}
         self._hang_ups: dict[int, int] = {}  # binding → when its peers are looked at
         self._unheard: list[BindingWithdrawn] = []  # of these, what the new session had not heard
@@ -560,8 +561,10 @@ class Gateway:
         if kernel.epoch is None:
             yield Restore("table", self.elements())
             return  # nothing can be taken from a table that has just come back; the next look is in a second
-        if self.epoch is not None and kernel.epoch != self.epoch:
-            yield Stop(f"the kernel's table is of epoch {kernel.epoch}, ours is {self.epoch}: taken over")
+        ours = self._standing_epoch if self.epoch is None else self.epoch
+        if ours not in (None, kernel.epoch):
+            # Also before the first session: standing in must not put queue rules before the new worker's.
+            yield Stop(f"the kernel's table is of epoch {kernel.epoch}, ours is {ours}: taken over")
             return
         if not kernel.queueing:
             yield Restore("queue rules", ())
@@ -571,7 +574,7 @@ class Gateway:
             yield from self._announce(now)
         whole = True
         if self.epoch is None:
-            self._standing = tuple(standing_elements(kernel))
+            self._standing, self._standing_epoch = tuple(standing_elements(kernel)), kernel.epoch
         else:
             yield from self._overflows(self.epoch, kernel, now)
             whole = yield from self._compare(kernel, now)

@@ -310,6 +310,8 @@ def service_chains(rules: Ruleset, service: Service) -> Iterator[str]:
             f"{just_hung_up} @ih,176,16 != 101 drop",
             f"{just_hung_up} @ih,160,16 != 1 drop",
         ]
+    # What conntrack can't follow can't be translated: it must not get a port, nor keep its host from one.
+    claim.insert(0, "ct state invalid drop")
     claim += [
         f"ip saddr @{name}_refused counter name refused {add_mark(rules, REFUSED)} accept",
         # The limit makes it one upcall a host, whatever number of processors sees its packets at once: the
@@ -357,12 +359,16 @@ def fence_chain(rules: Ruleset) -> str:
         name = service.label
         mine = of_service(rules, service)
         unless_passed = f" ip saddr != @{name}_refused" if rules.refusal == "pass" else ""
+        unless_answered = unless_passed.replace("saddr", "daddr")
         fence += [
             f"iifname {lan} oifname {wan} meta l4proto . th dport @{name}_control ip saddr != @{name}_holders"
             f"{unless_passed} counter name not_the_holder drop",
             # Conntrack remembers what was unbound; a packet held in a queue could even bring it back.
             f"iifname {wan} {mine} ip daddr != @{name}_holders counter name not_the_holder drop",
             f"iifname {lan} {mine} ip saddr != @{name}_holders counter name not_the_holder drop",
+            # Opened past our rules, before they stood or while somebody had flushed them.
+            f"iifname {wan} ct direction reply meta l4proto . th sport @{name}_control"
+            f" ip daddr != @{name}_holders{unless_answered} counter name not_the_holder drop",
         ]
     fence.append(
         f"iifname {lan} meta l4proto udp udp length >= {UDP_HEADER + HEADER}"

@@ -40,7 +40,7 @@ from rewriter.gateway import (
 )
 from rewriter.kernel import GatewayKernel, KernelRefused, Queue, QueueBusy
 from rewriter.ruleset import CLAIM, REFUSED, TALK
-from tracker.client import OutboxFull, TrackerClient
+from tracker.client import Keeper, OutboxFull, TrackerClient
 from tracker.clock import read_clock
 from tracker.messages import ClaimPort
 
@@ -96,6 +96,10 @@ class Worker:
             worker=section.worker or section.name,
             outbox=section.state_directory / f"{section.worker or section.name}.outbox",
             now=read_clock(),
+            keeper=Keeper(
+                section.state_directory / f"{section.worker or section.name}.checkpoint",
+                file.tracker.verifying_keys,
+            ),
         )
         self._poller.register(self._client.socket, zmq.POLLIN)
 
