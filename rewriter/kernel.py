@@ -401,6 +401,11 @@ class GatewayKernel:
         replacement is one transaction, and connections live in conntrack.
         """
         before = self.tables.epoch()
+        if before is not None and before != self.epoch and before >= epoch:
+            raise KernelRefused(
+                f"the table here is of epoch {before}, not ours, and the tracker gave us {epoch}: another worker"
+                " took over; or the tracker's log was replaced, then: nft delete table ip porthold"
+            )
         kept: list[int] = []
         elements: list[Element] = []
         for binding, element in wanted:

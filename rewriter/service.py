@@ -48,6 +48,8 @@ log = logging.getLogger("porthold.rewriter")
 
 LOOK_EVERY_NS = 500_000_000
 """How often kernel and state are compared; what somebody flushes is to be back within a second."""
+STOPPED_NS = 3_000_000_000
+"""A look so late means that the process was stopped: what it knows may be over."""
 OPEN_EPOCH = 0
 """The epoch of a table that no tracker has granted: it refuses every claim."""
 
@@ -148,8 +150,10 @@ class Worker:
         self._client.tick(now)
         self._carry_out(self._gateway.handle_timer(now))
         if now.monotonic_ns >= self._look_ns:
+            was_stopped = now.monotonic_ns - self._look_ns > STOPPED_NS and self._look_ns > 0
             self._look_ns = now.monotonic_ns + LOOK_EVERY_NS
-            self._look_at_kernel()
+            if not was_stopped:  # else somebody may have taken over: hear the tracker first
+                self._look_at_kernel()
 
     def _timeout_ms(self) -> int:
         now_ns = read_clock().monotonic_ns
@@ -168,8 +172,9 @@ class Worker:
         except KernelRefused as refusal:
             # The table is gone, or another epoch's: the view below says which, and what to do.
             log.debug("alive: %s", refusal)
+        now = read_clock()  # before the look: what it finds must be true then at the latest
         view = self._kernel.view(self._public_address())
-        self._carry_out(self._gateway.observe(view, read_clock()))
+        self._carry_out(self._gateway.observe(view, now))
 
     # --- packets -----------------------------------------------------------------------------------------
 
