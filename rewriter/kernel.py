@@ -403,7 +403,7 @@ class GatewayKernel:
         before = self.tables.epoch()
         if before is not None and before != self.epoch and before >= epoch:
             raise KernelRefused(
-                f"the table here is of epoch {before}, not ours, and the tracker gave us {epoch}: another worker"
+                f"the table here is of epoch {before}, not ours, and {epoch} was granted: another worker"
                 " took over; or the tracker's log was replaced, then: nft delete table ip porthold"
             )
         kept: list[int] = []

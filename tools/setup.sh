@@ -9,7 +9,7 @@
 # Rule 4: what can't be had ends the run, with what it is and how to get it.
 #
 # The caller has set $root to the checkout and then calls, in this order:
-#   require_python; prepare_system; require_kernel; prepare_environment runtime|dev
+#   require_python; prepare_system runtime|dev; require_kernel; prepare_environment runtime|dev
 
 PATH=$PATH:/usr/sbin:/sbin:/usr/bin:/bin # nft and ip live in sbin, which a plain user's PATH may lack
 export PATH
@@ -55,10 +55,17 @@ missing_packages() {
     "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
     "$python" -c 'import os, sys, sysconfig
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || echo python3-dev
+    [ "$1" = dev ] || return 0
+    # What the tests use besides: the model checker, somebody else's IPFIX reader, a faulty file layer, a shell.
+    command -v spin >/dev/null || echo spin
+    command -v nfdump >/dev/null || echo nfdump
+    command -v sqlite3 >/dev/null || echo sqlite3
+    has_file /usr/lib/python3/dist-packages/apsw* || echo python3-apsw
 }
 
+# $1: runtime, or dev for what the tests need besides.
 prepare_system() {
-    missing=$(missing_packages | tr '\n' ' ')
+    missing=$(missing_packages "$1" | tr '\n' ' ')
     missing=${missing% }
     [ -n "$missing" ] || return 0
     command -v apt-get >/dev/null ||
@@ -66,7 +73,7 @@ prepare_system() {
     [ "$(id -u)" = 0 ] ||
         fail "missing Debian packages. As root: apt-get update && apt-get install $missing"
     lock_checkout
-    missing=$(missing_packages | tr '\n' ' ') # again: another set-up may have brought them while this one waited
+    missing=$(missing_packages "$1" | tr '\n' ' ') # again: another set-up may have brought them while this one waited
     missing=${missing% }
     [ -n "$missing" ] || return 0
     say "installing Debian packages: $missing"
@@ -82,7 +89,7 @@ prepare_system() {
         fail "apt-get could not install: $missing (its last words are above). Needed: Debian's package source, from the network or a mirror."
     }
     rm -f "$log"
-    missing=$(missing_packages | tr '\n' ' ')
+    missing=$(missing_packages "$1" | tr '\n' ' ')
     [ -z "$missing" ] ||
         fail "still missing after installation: $missing. Is $python not Debian's own? Then PORTHOLD_PYTHON=/usr/bin/python3 helps."
 }
