@@ -198,15 +198,24 @@ class Gateway:
 
     # --- claims ----------------------------------------------------------------------------------------
 
+    def receive_unreadable(self, packet: int, source: bytes | None) -> Iterator[Effect]:
+        """A packet to a control port whose flow can't be told; `source`: its sender's address, if that can.
+
+        It goes on unchanged. The fence behind the queue still keeps it from leaving as a holder's packet.
+        """
+        self._count("claims_unparsed")
+        if source is not None:  # an honest claim of the same host must not wait behind this one
+            for service in self.settings.services:
+                yield Settle(service.name, IPv4Address(source))
+        yield Verdict(packet, Action.ACCEPT)
+
     def receive_claim(
-        self, packet: int, flow: Flow | None, mac: bytes | None, now: Instant, *, room: bool = True
+        self, packet: int, flow: Flow, mac: bytes | None, now: Instant, *, room: bool = True
     ) -> Iterator[Effect]:
         """A packet to a control port from a host that holds nothing; `room`: the outbox can take a claim."""
-        service = None if flow is None else self._service_of(flow)
-        if flow is None or service is None:
-            # The fence after the queue still keeps it from leaving as a holder's packet.
-            self._count("claims_unparsed")
-            yield Verdict(packet, Action.ACCEPT)
+        service = self._service_of(flow)
+        if service is None:
+            yield from self.receive_unreadable(packet, flow.source.address)
             return
         key = (service.name, IPv4Address(flow.source.address))
         if self.binding_of(*key) is not None:

@@ -113,6 +113,13 @@ def parse_flow(packet: bytes) -> Flow | None:
     return Flow(protocol, *_endpoints(packet, offset))
 
 
+def source_of(packet: bytes) -> bytes | None:
+    """Name the sender's address (4 bytes) of an IPv4 packet, whatever else about it lies."""
+    if len(packet) < _MINIMUM_IP_HEADER_LENGTH or packet[0] >> 4 != 4:
+        return None
+    return packet[12:16]
+
+
 def build_udp(source: Endpoint, destination: Endpoint, payload: bytes, *, checksum: bool = True) -> bytes:
     """Make a whole IPv4/UDP packet, with `checksum=False` one that carries none (0)."""
     if len(payload) > MAXIMUM_UDP_PAYLOAD_LENGTH:

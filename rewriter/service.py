@@ -48,6 +48,7 @@ log = logging.getLogger("porthold.rewriter")
 
 LOOK_EVERY_NS = 500_000_000
 """How often kernel and state are compared; what somebody flushes is to be back within a second."""
+SAY_EVERY_NS = 10_000_000_000
 STOPPED_NS = 3_000_000_000
 """A look so late means that the process was stopped: what it knows may be over."""
 OPEN_EPOCH = 0
@@ -92,6 +93,8 @@ class Worker:
         self._numbers = 0
         self._stopping = False
         self._look_ns = 0
+        self._say_ns = 0
+        self._said: dict[str, int] = {}
         self._poller = zmq.Poller()
         self._client = TrackerClient.open(
             section.tracker or file.tracker.endpoint,
@@ -152,8 +155,20 @@ class Worker:
         if now.monotonic_ns >= self._look_ns:
             was_stopped = now.monotonic_ns - self._look_ns > STOPPED_NS and self._look_ns > 0
             self._look_ns = now.monotonic_ns + LOOK_EVERY_NS
+            self._say_counters(now.monotonic_ns)
             if not was_stopped:  # else somebody may have taken over: hear the tracker first
                 self._look_at_kernel()
+
+    def _say_counters(self, now_ns: int) -> None:
+        """What was counted since the last time, at most once in ten seconds."""
+        if now_ns < self._say_ns or self._gateway.counters == self._said:
+            return
+        self._say_ns = now_ns + SAY_EVERY_NS
+        changed = {
+            name: value for name, value in self._gateway.counters.items() if value != self._said.get(name)
+        }
+        self._said = dict(self._gateway.counters)
+        log.info("counted: %s", ", ".join(f"{name} {value}" for name, value in sorted(changed.items())))
 
     def _timeout_ms(self) -> int:
         now_ns = read_clock().monotonic_ns
@@ -190,13 +205,17 @@ class Worker:
             raw = queued.get_payload()
             now = read_clock()
             if name == "claims":
-                hardware = queued.get_hw()
-                effects = self._gateway.receive_claim(
-                    number,
-                    packet.parse_flow(raw),
-                    hardware[:6] if hardware else None,
-                    now,
-                    room=self._client.room_for_claims,
+                flow, hardware = packet.parse_flow(raw), queued.get_hw()
+                effects = (
+                    self._gateway.receive_unreadable(number, packet.source_of(raw))
+                    if flow is None
+                    else self._gateway.receive_claim(
+                        number,
+                        flow,
+                        hardware[:6] if hardware else None,
+                        now,
+                        room=self._client.room_for_claims,
+                    )
                 )
             else:
                 effects = self._gateway.receive_talk(number, packet.parse(raw), now)

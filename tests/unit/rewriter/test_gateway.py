@@ -167,12 +167,17 @@ def test_a_holders_packet_in_the_claim_queue_goes_on() -> None:
     (play >> claims(1, ANN) << Settle("cuseeme", ANN) << Verdict(1, Action.ACCEPT)).settled()
 
 
-def test_what_is_no_claim_of_a_service_goes_on_to_the_fence() -> None:
+def test_what_is_no_claim_of_a_service_goes_on_to_the_fence_and_holds_up_no_honest_claim() -> None:
     play = in_session()
-    (play >> claims(1, ANN, port=53) << Verdict(1, Action.ACCEPT)).settled()
-    (play >> (lambda g, now: g.receive_claim(2, None, None, now)) << Verdict(2, Action.ACCEPT)).settled()
+    effects = Settle("cuseeme", ANN), Settle("chat", ANN)
+    (play >> claims(1, ANN, port=53) << effects[0] << effects[1] << Verdict(1, Action.ACCEPT)).settled()
     icmp = flow(ANN, protocol=1)
-    (play >> (lambda g, now: g.receive_claim(3, icmp, None, now)) << Verdict(3, Action.ACCEPT)).settled()
+    play >> (lambda g, now: g.receive_claim(2, icmp, None, now)) << effects[0] << effects[1]
+    (play << Verdict(2, Action.ACCEPT)).settled()
+    play >> (lambda g, _: g.receive_unreadable(3, ANN.packed)) << effects[0] << effects[1]
+    (play << Verdict(3, Action.ACCEPT)).settled()
+    (play >> (lambda g, _: g.receive_unreadable(4, None)) << Verdict(4, Action.ACCEPT)).settled()
+    assert play.gateway.counters["claims_unparsed"] == 4
 
 
 def test_an_unanswered_claim_is_given_up_after_its_time_out() -> None:
@@ -689,6 +694,12 @@ def test_before_the_session_the_calls_that_the_kernel_holds_are_translated() -> 
     (play >> timer).settled()
     play.run(sees(kernel(epoch=4)))  # ran idle meanwhile
     (play >> talks(4, DIAL) << Verdict(4, Action.ACCEPT)).settled()
+
+
+def test_a_table_that_another_worker_takes_while_we_stand_in_is_left_to_it() -> None:
+    play = Playbook(Gateway(SETTINGS, PUBLIC)).run(opens, sees(kernel(epoch=4)))
+    reason = "the kernel's table is of epoch 5, ours is 4: taken over"
+    (play >> sees(kernel(epoch=5, queueing=False)) << Stop(reason)).settled()
 
 
 def test_a_new_worker_adopts_what_the_tracker_and_the_kernel_know() -> None:

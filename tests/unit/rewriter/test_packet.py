@@ -16,6 +16,7 @@ from rewriter.packet import (
     is_checksum_valid,
     parse,
     parse_flow,
+    source_of,
     udp_checksum,
 )
 
@@ -232,3 +233,12 @@ def test_an_endpoint_is_written_as_it_is_read(endpoint: Endpoint) -> None:
 def test_what_is_no_endpoint_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         Endpoint.parse(text)
+
+
+def test_the_sender_of_a_packet_that_lies_is_still_known() -> None:
+    sent = build_udp(Endpoint.parse("192.168.1.10:7648"), Endpoint.parse("203.0.113.10:7648"), b"x" * 40)
+    lying = sent[:24] + b"\x00\x09" + sent[26:]
+    assert parse_flow(lying) is None
+    assert source_of(lying) == bytes([192, 168, 1, 10])
+    assert source_of(lying[:19]) is None
+    assert source_of(b"\x60" + lying[1:]) is None
