@@ -70,27 +70,6 @@ from tracker.messages import (
     WithdrawBinding,
 )
 
-__all__ = [
-    "Action",
-    "Adopt",
-    "CheckPeers",
-    "Effect",
-    "Gateway",
-    "Install",
-    "KernelView",
-    "Purge",
-    "Refuse",
-    "RemoveStray",
-    "Restore",
-    "Send",
-    "Settings",
-    "Settle",
-    "Stop",
-    "Submit",
-    "Verdict",
-    "Withdraw",
-]
-
 TICK_NS: Final = SECOND_NS
 TRACKER_SILENT_NS: Final = 3 * SECOND_NS
 """So long without any answer, and claims are refused at once instead of after their own time-out."""
@@ -98,6 +77,7 @@ HANG_UP_LINGER_NS: Final = 30_000_000
 """Hang-ups come twice or three times within a millisecond (seen in captures); all should still leave."""
 PURGE_AGAIN_NS: Final = SECOND_NS
 """A packet that sat in a queue can bring a deleted connection back: connections are deleted a second time."""
+UNREADABLE_SETTLED_NS: Final = SECOND_NS // 10
 REOPEN_NS: Final = 2 * SECOND_NS
 ENDED_KEPT: Final = 1024
 """So many ended bindings are remembered, lest a late answer bring one back."""
@@ -148,6 +128,7 @@ class Gateway:
         self._announced = public  # the public address that the tracker has heard of
         self._last_answer_ns: int | None = None
         self._next_tick_ns = 0
+        self._settle_ns = 0
         self._nonce = 0
         self._seen_good_ns: int | None = None  # wall time when the kernel was last as it should be
         self._holes: list[tuple[str, int, int]] = []  # (what, since, until): no session to report them in
@@ -198,13 +179,15 @@ class Gateway:
 
     # --- claims ----------------------------------------------------------------------------------------
 
-    def receive_unreadable(self, packet: int, source: bytes | None) -> Iterator[Effect]:
+    def receive_unreadable(self, packet: int, source: bytes | None, now: Instant) -> Iterator[Effect]:
         """A packet to a control port whose flow can't be told; `source`: its sender's address, if that can.
 
         It goes on unchanged. The fence behind the queue still keeps it from leaving as a holder's packet.
         """
         self._count("claims_unparsed")
-        if source is not None:  # an honest claim of the same host must not wait behind this one
+        # An honest claim of the same host must not wait behind this one; but a flood must not be let in.
+        if source is not None and now.monotonic_ns >= self._settle_ns:
+            self._settle_ns = now.monotonic_ns + UNREADABLE_SETTLED_NS
             for service in self.settings.services:
                 yield Settle(service.name, IPv4Address(source))
         yield Verdict(packet, Action.ACCEPT)
@@ -215,7 +198,7 @@ class Gateway:
         """A packet to a control port from a host that holds nothing; `room`: the outbox can take a claim."""
         service = self._service_of(flow)
         if service is None:
-            yield from self.receive_unreadable(packet, flow.source.address)
+            yield from self.receive_unreadable(packet, flow.source.address, now)
             return
         key = (service.name, IPv4Address(flow.source.address))
         if self.binding_of(*key) is not None:

@@ -25,7 +25,7 @@ import netfilterqueue
 import nftables
 
 from rewriter import ruleset
-from rewriter.gateway import KernelView
+from rewriter.effects import KernelView
 from rewriter.ruleset import Element, Ruleset, Service
 
 SIOCGIFADDR = 0x8915  # include/uapi/linux/sockios.h
@@ -394,11 +394,11 @@ class GatewayKernel:
         self._baseline: dict[str, tuple[int, int]] = {}
         self._loaded: dict[str, str | None] = {}
 
-    def adopt(self, epoch: int, wanted: Iterable[tuple[int, Element]]) -> tuple[list[int], bool]:
+    def adopt(self, epoch: int, wanted: Iterable[tuple[int, Element]]) -> tuple[list[int], int | None]:
         """Replace whatever table stands by this epoch's, keeping the wanted bindings that the kernel holds.
 
-        Returns the bindings kept and whether there was a table. Calls in progress are not touched: the
-        replacement is one transaction, and connections live in conntrack.
+        Returns the bindings kept and the epoch of the table before, if there was one. Calls in progress are
+        not touched: the replacement is one transaction, and connections live in conntrack.
         """
         before = self.tables.epoch()
         if before is not None and before != self.epoch and before >= epoch:
@@ -422,13 +422,25 @@ class GatewayKernel:
         self._baseline = {}
         for service in rules.services:
             self._forget_all_but(service, {e.holder for e in elements if e.service == service.name})
-        return kept, before is not None
+        return kept, before
 
     def stand_in(self, epoch: int) -> None:
-        """Serve the table that stands there, of this epoch, until the tracker has granted one of our own."""
-        self.epoch, self.rules = epoch, self._rules_for(epoch)
-        self._loaded = self._chains()
-        self.ensure_queueing()
+        """Serve what stands there, of this epoch, until the tracker has granted one of our own.
+
+        The table is loaded anew: the one there may be from another configuration, or in somebody's pieces.
+        """
+        self.epoch = epoch
+        self.adopt(epoch, enumerate(self.standing_elements()))
+
+    def standing_elements(self) -> Iterator[Element]:
+        """What a table that stands there holds of our services, whatever configuration it is from."""
+        for service in self.rules.services:
+            try:
+                holders = self._holders(service)
+            except KernelRefused:
+                continue  # it does not know this service
+            for host, public in holders.items():
+                yield Element(service.name, host, public)
 
     def _left_s(self, element: Element) -> float | None:
         label = self.rules.service(element.service).label
@@ -511,8 +523,8 @@ class GatewayKernel:
         found += [("own_address", ruleset.address_pair(host)) for host in holders - others if host in own]
         return found
 
-    def _holders(self, service: Service) -> set[IPv4Address]:
-        return set(self.tables.mapped(f"{service.label}_outbound"))
+    def _holders(self, service: Service) -> dict[IPv4Address, IPv4Address]:
+        return self.tables.mapped(f"{service.label}_outbound")
 
     def _carried(self, service: Service) -> tuple[int, int]:
         counters = self.tables.counters()
@@ -559,6 +571,8 @@ class GatewayKernel:
     def restore(self, elements: Sequence[Element]) -> None:
         """Bring back what somebody flushed. Connections made meanwhile past our rules are forgotten."""
         standing = self.tables.epoch()
+        if standing not in (None, self._epoch()):
+            raise KernelRefused(f"the table is of epoch {standing}, ours is {self._epoch()}")
         if standing is None or not self.is_intact():
             self.tables.apply(ruleset.render(self.rules, self._epoch(), elements, replaces=standing))
             self._loaded = self._chains()
@@ -586,8 +600,15 @@ class GatewayKernel:
     def view(self, public: IPv4Address | None) -> KernelView:
         """What the kernel holds now."""
         epoch = self.tables.epoch()
-        if epoch is None or (epoch == self.epoch and not self.is_intact()):
-            return KernelView(None, {}, {}, {}, queueing=False, public=public)
+        if epoch is not None and (epoch != self.epoch or self.is_intact()):
+            try:
+                return self._view(epoch, public)
+            except KernelRefused:
+                if self.tables.epoch() is not None:
+                    raise  # else it was flushed while we looked
+        return KernelView(None, {}, {}, {}, queueing=False, public=public)
+
+    def _view(self, epoch: int, public: IPv4Address | None) -> KernelView:
         holders: dict[tuple[str, IPv4Address], float] = {}
         inbound: dict[tuple[str, IPv4Address], IPv4Address] = {}
         outbound: dict[tuple[str, IPv4Address], IPv4Address] = {}

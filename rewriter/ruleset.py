@@ -564,15 +564,16 @@ def render(rules: Ruleset, epoch: int, bindings: Sequence[Element], *, replaces:
 
 def install(rules: Ruleset, epoch: int, binding: Element) -> str:
     """Give the port: holder, both directions of NAT, and a clean slate for the ones waiting."""
-    name = rules.service(binding.service).label
+    service = rules.service(binding.service)
+    name, timing = service.label, left(service, binding)
     return (
         fence(epoch)
-        + f"add element ip {TABLE} {name}_holders {{ {binding.holder} }}\n"
+        + f"add element ip {TABLE} {name}_holders {{ {binding.holder}{timing} }}\n"
         + f"add element ip {TABLE} {name}_outbound {{ {binding.holder} : {binding.public} }}\n"
-        + f"add element ip {TABLE} {name}_inbound {{ {binding.public} : {binding.holder} }}\n"
+        + f"add element ip {TABLE} {name}_inbound {{ {binding.public}{timing} : {binding.holder} }}\n"
         + f"add element ip {TABLE} own_address {{ {address_pair(binding.holder)} }}\n"
         + f"add element ip {TABLE} own_address {{ {address_pair(binding.public)} }}\n"
-        + settled(rules.service(binding.service), binding.holder)
+        + settled(service, binding.holder)
     )
 
 

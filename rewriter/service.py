@@ -11,6 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Iterable
 from ipaddress import IPv4Address
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 
@@ -19,25 +20,24 @@ from netfilterqueue import Packet
 
 from rewriter import kernel, packet
 from rewriter.configuration import GatewayFile, kernel_services, ruleset_for
-from rewriter.gateway import (
+from rewriter.effects import (
     Action,
     Adopt,
     CheckPeers,
     Effect,
-    Gateway,
     Install,
     Purge,
     Refuse,
     RemoveStray,
     Restore,
     Send,
-    Settings,
     Settle,
     Stop,
     Submit,
     Verdict,
     Withdraw,
 )
+from rewriter.gateway import Gateway, Settings
 from rewriter.kernel import GatewayKernel, KernelRefused, Queue, QueueBusy
 from rewriter.ruleset import CLAIM, REFUSED, TALK
 from tracker.client import Keeper, OutboxFull, TrackerClient
@@ -207,7 +207,7 @@ class Worker:
             if name == "claims":
                 flow, hardware = packet.parse_flow(raw), queued.get_hw()
                 effects = (
-                    self._gateway.receive_unreadable(number, packet.source_of(raw))
+                    self._gateway.receive_unreadable(number, packet.source_of(raw), now)
                     if flow is None
                     else self._gateway.receive_claim(
                         number,
@@ -254,8 +254,9 @@ class Worker:
             return self._attempt(effect)
         except KernelRefused as refusal:
             if self._kernel.is_flushed():
-                elements = self._gateway.elements()
-                return (Restore("table", elements), effect)
+                # Now, not behind what is waiting: when that is done, something else may be held.
+                restored = self._change_kernel(Restore("table", self._gateway.elements()))
+                return chain(restored, self._carry_out_one(effect))
             if isinstance(effect, Install):
                 log.warning("binding %d not installed: %s", effect.binding, refusal)
                 return self._gateway.install_failed(effect.binding, read_clock())
@@ -326,6 +327,7 @@ class Worker:
         try:
             self._listen(standing)
             self._kernel.stand_in(standing)
+            self._look_at_kernel()  # before the first OpenContinue: whose calls are in progress
         except QueueBusy as busy:
             log.warning(
                 "epoch %d is served by another worker (%s); waiting for the tracker's word", standing, busy
@@ -334,7 +336,8 @@ class Worker:
     def _adopt(self, effect: Adopt) -> Iterable[Effect]:
         old = dict(self._queues)
         self._listen(effect.epoch)  # before the table sends anything there
-        kept, had_table = self._kernel.adopt(effect.epoch, effect.bindings)
+        kept, before = self._kernel.adopt(effect.epoch, effect.bindings)
+        had_table = before not in (None, OPEN_EPOCH)  # a table of the latter never held anything
         log.info("epoch %d: %d of %d bindings adopted", effect.epoch, len(kept), len(effect.bindings))
         for queue in old.values():
             if queue not in self._queues.values():

@@ -169,15 +169,46 @@ def test_a_holders_packet_in_the_claim_queue_goes_on() -> None:
 
 def test_what_is_no_claim_of_a_service_goes_on_to_the_fence_and_holds_up_no_honest_claim() -> None:
     play = in_session()
-    effects = Settle("cuseeme", ANN), Settle("chat", ANN)
-    (play >> claims(1, ANN, port=53) << effects[0] << effects[1] << Verdict(1, Action.ACCEPT)).settled()
+    (
+        play
+        >> claims(1, ANN, port=53)
+        << Settle("cuseeme", ANN)
+        << Settle("chat", ANN)
+        << Verdict(1, Action.ACCEPT)
+    ).settled()
     icmp = flow(ANN, protocol=1)
-    play >> (lambda g, now: g.receive_claim(2, icmp, None, now)) << effects[0] << effects[1]
+    play = play.at(0.1)
+    (
+        play
+        >> (lambda g, now: g.receive_claim(2, icmp, None, now))
+        << Settle("cuseeme", ANN)
+        << Settle("chat", ANN)
+    )
     (play << Verdict(2, Action.ACCEPT)).settled()
-    play >> (lambda g, _: g.receive_unreadable(3, ANN.packed)) << effects[0] << effects[1]
+    play = play.at(0.2)
+    (
+        play
+        >> (lambda g, now: g.receive_unreadable(3, ANN.packed, now))
+        << Settle("cuseeme", ANN)
+        << Settle("chat", ANN)
+    )
     (play << Verdict(3, Action.ACCEPT)).settled()
-    (play >> (lambda g, _: g.receive_unreadable(4, None)) << Verdict(4, Action.ACCEPT)).settled()
+    play = play.at(0.3)
+    (play >> (lambda g, now: g.receive_unreadable(4, None, now)) << Verdict(4, Action.ACCEPT)).settled()
     assert play.gateway.counters["claims_unparsed"] == 4
+
+
+def test_a_flood_of_unreadable_packets_is_not_let_in_one_by_one() -> None:
+    play = in_session()
+    (
+        play
+        >> (lambda g, now: g.receive_unreadable(1, ANN.packed, now))
+        << Settle("cuseeme", ANN)
+        << Settle("chat", ANN)
+    )
+    (play << Verdict(1, Action.ACCEPT)).settled()
+    play = play.at(0.09)
+    (play >> (lambda g, now: g.receive_unreadable(2, ANN.packed, now)) << Verdict(2, Action.ACCEPT)).settled()
 
 
 def test_an_unanswered_claim_is_given_up_after_its_time_out() -> None:

@@ -27,7 +27,7 @@ CUSEEME = Service(
     idle_s=300.0,
     rewrites=True,
 )
-WHITE_PINE = Service("white-pine", 2, (Ports("tcp", 1720, 1720),), (Ports("tcp", 1720, 1729),), 2.5, False)
+WHITE_PINE = Service("white-pine", 2, (Ports("tcp", 1720, 1720),), (Ports("tcp", 1720, 1729),), 60.5, False)
 RULES = Ruleset(
     lan=("br0",),
     wan=("eth0",),
