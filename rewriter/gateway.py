@@ -379,8 +379,10 @@ class Gateway:
                 else:
                     # It was among the bindings with which our session began, or it ended before.
                     self._count("grants_of_older_sessions")
-            case ClaimRefused():
-                yield from self._refused(request)
+            case ClaimRefused(_, _, binding):
+                # Withdrawn while the answer was on its way: the port may be free already.
+                is_over = binding is not None and binding in self._ended
+                yield from self._refused(request, is_over=is_over)
 
     def _granted(self, request: ClaimPort, view: BindingView, now: Instant) -> Iterator[Effect]:
         # By host, not by request: a grant of an earlier claim serves the packet that waits now.
@@ -409,14 +411,14 @@ class Gateway:
             yield Settle(*key)
             yield Verdict(packet, Action.DROP)
 
-    def _refused(self, request: ClaimPort) -> Iterator[Effect]:
+    def _refused(self, request: ClaimPort, *, is_over: bool = False) -> Iterator[Effect]:
         key = (request.service, IPv4Address(request.holder))
         waiting = self._waiting.get(key)
         if waiting is None or waiting.request != request:
             return
         del self._waiting[key]
         self._count("claims_refused")
-        yield Refuse(*key)
+        yield Settle(*key) if is_over else Refuse(*key)
         if waiting.packet is not None:
             yield Verdict(waiting.packet, Action.REFUSE)
 

@@ -48,6 +48,8 @@ log = logging.getLogger("porthold.rewriter")
 
 LOOK_EVERY_NS = 500_000_000
 """How often kernel and state are compared; what somebody flushes is to be back within a second."""
+LOOK_TAKES_NS = 500_000_000
+"""A look that took longer is none; shorter than EXPIRY_SLACK_NS, which allows for it."""
 SAY_EVERY_NS = 10_000_000_000
 STOPPED_NS = 3_000_000_000
 """A look so late means that the process was stopped: what it knows may be over."""
@@ -187,8 +189,11 @@ class Worker:
         except KernelRefused as refusal:
             # The table is gone, or another epoch's: the view below says which, and what to do.
             log.debug("alive: %s", refusal)
-        now = read_clock()  # before the look: what it finds must be true then at the latest
-        view = self._kernel.view(self._public_address())
+        while True:
+            now = read_clock()  # before the look: what it finds must be true then at the latest
+            view = self._kernel.view(self._public_address())
+            if read_clock().monotonic_ns - now.monotonic_ns <= LOOK_TAKES_NS:
+                break  # else this process was stopped between two listings, which don't belong together
         self._carry_out(self._gateway.observe(view, now))
 
     # --- packets -----------------------------------------------------------------------------------------

@@ -129,6 +129,17 @@ def test_a_refused_claim_is_answered_by_the_kernel_for_a_while() -> None:
     ).settled()
 
 
+def test_a_refusal_for_a_binding_that_has_ended_meanwhile_lets_its_host_ask_again_at_once() -> None:
+    play = in_session((1, BOB)).run(claims(1, ANN))
+    play = play.run(answers(None, WithdrawBinding("gw", 1, Ending.REVOKE)), withdrawn(1))
+    (
+        play
+        >> answers(claim(ANN), ClaimRefused(ClaimRefusal.HELD, BOB.packed, 1))
+        << Settle("cuseeme", ANN)
+        << Verdict(1, Action.REFUSE)
+    ).settled()
+
+
 def test_while_a_claim_waits_the_hosts_other_packets_are_dropped() -> None:
     play = in_session().run(claims(1, ANN))
     (play >> claims(2, ANN) << Verdict(2, Action.DROP)).settled()
