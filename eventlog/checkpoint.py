@@ -16,6 +16,7 @@ from pathlib import Path
 
 from eventlog.merkle import HASH_SIZE
 from eventlog.note import NoteError, SigningKey, VerifyingKey, note_text, verify_note
+from eventlog.reading import LogReader
 from eventlog.record import Value
 from eventlog.store import Log
 
@@ -82,31 +83,51 @@ def make_checkpoint(log: Log, key: SigningKey, made_ns: int) -> bytes:
     head = log.head()
     last = log.latest_checkpoint()
     if last is not None:
-        before = parse_checkpoint(last.note)
-        if before.size > head.size or log.root_at(before.size) != before.root:
-            detail = f"its first {before.size} records are not those of its last checkpoint"
-            raise CheckpointContradicted(f"{log.path}: {detail}; `verify` says where")
+        check_continued(log, last.note, "its last checkpoint")
     note = key.sign(Checkpoint(key.name, head.size, head.root).text())
     log.write_checkpoint(note, head.size, made_ns)
     return note
+
+
+def check_continued(reader: LogReader, note: bytes, said: str) -> None:
+    """Raise CheckpointContradicted unless the log begins with the records that this checkpoint is over.
+
+    `said`: what the checkpoint is, for the message. Its signature is not looked at.
+    """
+    try:
+        before = parse_checkpoint(note)
+    except NoteError as error:
+        raise CheckpointContradicted(f"{reader.path}: {said} is none: {error}") from error
+    if before.size > reader.size:
+        detail = f"it has {reader.size} records, {said} is over {before.size}: it was cut off, or put back"
+    elif reader.root_at(before.size) != before.root:
+        detail = f"its first {before.size} records are not those of {said}; `verify` says where"
+    else:
+        return
+    raise CheckpointContradicted(f"{reader.path}: {detail}")
 
 
 def write_to_directory(directory: Path, note: bytes) -> Path:
     """Put a checkpoint there, by its size and as the latest: whole or not at all. Raises OSError."""
     path = directory / f"{parse_checkpoint(note).size:020}.checkpoint"
     for target in (path, directory / LATEST):
-        partial = target.with_name(f".{target.name}.partial")
-        with partial.open("wb") as file:
-            file.write(note)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        write_whole(target, note)
+    return path
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Put a small file there so that at any moment the old or the new one is there, whole. Raises OSError."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return path
 
 
 def key_change_fields(new: VerifyingKey, old: SigningKey | None) -> tuple[Value, ...]:

@@ -19,6 +19,8 @@ class FaultKind(StrEnum):
     CHECKPOINT = "checkpoint"
     KEY = "key"
     SNAPSHOT = "snapshot"
+    SEGMENT = "segment"
+    ARCHIVE = "archive"
 
 
 @dataclass(frozen=True, slots=True)

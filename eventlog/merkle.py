@@ -53,12 +53,22 @@ class Frontier:
         if len(self._peaks) != size.bit_count():
             raise ValueError(f"a tree of {size} has {size.bit_count()} peaks, not {len(self._peaks)}")
 
+    @property
+    def peaks(self) -> tuple[bytes, ...]:
+        """The roots of the complete subtrees, widest first."""
+        return tuple(self._peaks)
+
     def append(self, leaf: bytes) -> list[StoredNode]:
         """Add a leaf hash; returns what is to be stored above the leaves."""
+        return self.append_subtree(0, leaf)
+
+    def append_subtree(self, level: int, node: bytes) -> list[StoredNode]:
+        """Add a complete subtree of 2^level leaves; returns what is to be stored above it."""
+        if self.size & ((1 << level) - 1):
+            raise ValueError(f"after {self.size} leaves no subtree of level {level} begins")
         complete: list[StoredNode] = []
-        index = self.size
-        level = 0
-        node = leaf
+        self.size += 1 << level
+        index = (self.size >> level) - 1
         while index & 1:
             node = node_hash(self._peaks.pop(), node)
             index >>= 1
@@ -66,7 +76,6 @@ class Frontier:
             if level % STRIDE == 0:
                 complete.append((level, index, node))
         self._peaks.append(node)
-        self.size += 1
         return complete
 
     def copy(self) -> "Frontier":

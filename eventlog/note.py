@@ -14,6 +14,7 @@ Keys are written as in golang.org/x/mod/sumdb/note: `name+id+base64` for the pub
 import base64
 import binascii
 import os
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -24,6 +25,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 NOTE_LIMIT = 64 * 1024
 """The longest note that is looked at, in bytes; room for many witnesses' signatures."""
+
+KEY_NAME_LIMIT = 128
+"""The longest name of a key, in characters."""
 
 _ED25519 = b"\x01"
 _KEY_SIZE = 32
@@ -141,7 +145,11 @@ def verify_note(note: bytes, keys: Iterable[VerifyingKey]) -> tuple[bytes, Verif
 
 
 def write_key_file(path: Path, key: SigningKey) -> None:
-    """Write a private key, readable by its owner only. Raises KeyUnusable when the file exists already."""
+    """Write a private key, readable by its owner only.
+
+    Raises KeyUnusable when the file exists already, or when others could put another one in its place.
+    """
+    _check_directory(path)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -153,13 +161,26 @@ def write_key_file(path: Path, key: SigningKey) -> None:
 
 
 def read_key_file(path: Path) -> SigningKey:
-    """Read a private key. Raises KeyUnusable, also when others than the owner may read it."""
+    """Read a private key. Raises KeyUnusable, also when others than the owner may read or exchange it."""
+    _check_directory(path)
     try:
         if path.stat().st_mode & 0o077:
             raise KeyUnusable(f"{path}: others may read it; `chmod 600` it")
         return SigningKey.parse(path.read_text("utf-8").strip())
     except (OSError, UnicodeDecodeError) as error:
         raise KeyUnusable(f"{path}: {error}") from error
+
+
+def _check_directory(path: Path) -> None:
+    """Raise KeyUnusable where others than the owner (and root) may put files in the place of this one."""
+    try:
+        status = path.absolute().parent.stat()
+    except OSError as error:
+        raise KeyUnusable(f"{path.parent}: {error.strerror}") from error
+    if status.st_uid not in (0, os.geteuid()):
+        raise KeyUnusable(f"{path.parent}: it is another user's directory, who could exchange the key")
+    if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
+        raise KeyUnusable(f"{path.parent}: others may write there and exchange the key; `chmod go-w` it")
 
 
 def _split(note: bytes) -> tuple[bytes, list[tuple[str, bytes, bytes]]]:
@@ -210,3 +231,5 @@ def _parse_key(text: str) -> tuple[str, bytes, bytes]:
 def _check_name(name: str) -> None:
     if not name or any(ch.isspace() or ch == "+" or ch < " " for ch in name):
         raise KeyUnusable(f"key name {name!r}: spaces and plus signs are not allowed, nor is nothing")
+    if len(name) > KEY_NAME_LIMIT:
+        raise KeyUnusable(f"key name {name[:20]!r}…: at most {KEY_NAME_LIMIT} characters")

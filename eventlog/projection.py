@@ -9,7 +9,7 @@ to that.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from eventlog.record import Record
 
@@ -88,3 +88,14 @@ class Projection(Protocol):
 
     def rows(self, position: int, record: Record, read: Reader) -> Iterable[RowChange]:
         """What this record changes; each change is carried out before the next is asked for."""
+
+
+@runtime_checkable
+class Upgrading(Protocol):
+    """A projection that can go on from tables of an older version of its own.
+
+    Wanted once records are gone: then a new version's tables cannot be folded from the first record on.
+    """
+
+    def upgraded(self, version: int, table: str, row: Row) -> Insert | None:
+        """What this version has in place of a row of that version's; None: nothing."""

@@ -1,13 +1,15 @@
 """The log as a reader sees it: any number of readers, in any process, while one writer appends.
 
 Rule 1: nothing here writes.
-Rule 2: a record may be gone while its leaf stays (redacted, pruned), so no reader counts on bytes, and
-nobody else knows where they are kept.
+Rule 2: a record may be gone: redacted, so that its leaf stays; pruned; or in an archive that is not here.
+What is in an archive beside the log is read as if it were in the log. Nothing is left out in silence: where
+a record cannot be read, `read` raises RecordsGone, and `read_with_gaps` says so.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,9 +18,12 @@ from typing import Self, TypeAlias
 from sqlite_utils import Database
 
 from eventlog import merkle
+from eventlog.archive import ArchiveDamaged
 from eventlog.projection import Cell
 from eventlog.record import Record, RecordError, decode
 from eventlog.schema import APPLICATION_ID, KNOWN_MIGRATIONS, migrations
+from eventlog.segments import Life, SegmentError, Span
+from eventlog.shelf import Gap, Shelf
 from eventlog.snapshot import Snapshot, SnapshotDamaged, check_snapshot
 
 Parameters: TypeAlias = Sequence[Cell] | Mapping[str, Cell]
@@ -39,6 +44,14 @@ def ignore_progress(done: int, total: int) -> None:
 
 class LogUnreadable(Exception):
     """A file that is no log, or one this version cannot read."""
+
+
+class RecordsGone(IndexError):
+    """Records that were asked for are pruned, or in an archive that is not here or is damaged."""
+
+    def __init__(self, gap: Gap) -> None:
+        super().__init__(f"{gap.span}: {gap.why}")
+        self.gap = gap
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +114,8 @@ class LogReader:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
+        self._shelf = Shelf(path)
+        self._life: tuple[int, Life] = (0, Life())
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -110,6 +125,7 @@ class LogReader:
 
     def close(self) -> None:
         """End the connection; harmless when done twice."""
+        self._shelf.close()
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -152,18 +168,110 @@ class LogReader:
         high_wall_ns: int | None = row[0]
         return high_wall_ns
 
-    def read(self, first: int = 0, end: int | None = None) -> Iterator[Entry]:
-        """The entries from `first` up to, not including, `end`; up to the present end if that is None."""
-        for position, data, leaf, *_ in self._rows(first, end):
-            yield Entry(position, data, leaf)
+    @property
+    def first_wall_ns(self) -> int | None:
+        """The wall time of the first record, also when that is gone; None in an empty log."""
+        if self.size == 0:
+            return None
+        wall_ns = self._wall_ns(0)
+        if isinstance(wall_ns, int):
+            return wall_ns
+        segments = self._known_life().segments
+        return segments[0].first_wall_ns if segments else None
 
-    def read_with_columns(self, first: int = 0, end: int | None = None) -> Iterator[tuple[Entry, Columns]]:
-        """The same, each with the columns beside it."""
+    def wall_ns_at(self, position: int) -> int:
+        """The wall time of a record. Raises RecordsGone, and IndexError where there is none."""
+        if not 0 <= position < self.size:
+            raise IndexError(f"no record at position {position}")
+        wall_ns = self._wall_ns(position)
+        if isinstance(wall_ns, Gap):
+            raise RecordsGone(wall_ns)
+        return wall_ns
+
+    def life(self, end: int | None = None) -> Life:
+        """The closed segments and what was taken out, as records say; one that cannot be is left out.
+
+        `end`: only what the records before it say.
+        """
+        rows = self._connection.execute(
+            "SELECT position, bytes FROM log_records WHERE type < 16 AND type IN (2, 5, 6, 7)"
+            " AND bytes IS NOT NULL AND (? IS NULL OR position < ?) ORDER BY position",
+            (end, end),
+        )
+        life = Life()
+        for position, data in rows:
+            with suppress(RecordError, SegmentError):  # `verify` says what is wrong with it.
+                life.apply(position, decode(data))
+        return life
+
+    def gone_before(self) -> tuple[int, str]:
+        """Up to where records are gone that cannot be read again, and why: (0, "") where none are."""
+        life = self._known_life()
+        gone = [
+            (position + 1, f"the record at position {position} is redacted") for position in life.redacted
+        ]
+        for segment in life.segments:
+            if segment.pruned_at is not None:
+                gone.append((segment.span.end, f"{segment.span} are pruned"))
+            elif segment.archive is not None:
+                try:
+                    self._shelf.archive(segment)
+                except ArchiveDamaged as error:
+                    gone.append(
+                        (segment.span.end, f"{segment.span} are in an archive that is no use: {error}")
+                    )
+        return max(gone, default=(0, ""))
+
+    def read(self, first: int = 0, end: int | None = None) -> Iterator[Entry]:
+        """The entries from `first` up to, not including, `end`; up to the present end if that is None.
+
+        Raises RecordsGone where it comes to records that are not to be had.
+        """
+        for piece in self.read_with_gaps(first, end):
+            if isinstance(piece, Gap):
+                raise RecordsGone(piece)
+            yield piece
+
+    def read_with_gaps(self, first: int = 0, end: int | None = None) -> Iterator[Entry | Gap]:
+        """The same for who can do without some: what cannot be read is a Gap, as long as it is."""
+        gap: Gap | None = None
+        for piece in self.read_with_columns(first, end):
+            if isinstance(piece, Gap):
+                if gap is not None and (gap.span.end, gap.why) == (piece.span.first, piece.why):
+                    piece = Gap(Span(gap.span.first, piece.span.end), gap.why)  # noqa: PLW2901 - both as one
+                elif gap is not None:
+                    yield gap
+                gap = piece
+                continue
+            if gap is not None:
+                yield gap
+                gap = None
+            yield piece[0]
+        if gap is not None:
+            yield gap
+
+    def read_with_columns(
+        self, first: int = 0, end: int | None = None
+    ) -> Iterator[tuple[Entry, Columns | None] | Gap]:
+        """The same, each entry with the columns beside it; in an archive it has none."""
+        end = self.size if end is None else end
         for row in self._rows(first, end):
-            yield Entry(*row[:3]), Columns(*row[3:])
+            if first < row[0]:
+                yield from self._fill(first, row[0])
+            first = row[0] + 1
+            entry = Entry(*row[:3])
+            if entry.data is None:
+                found = self._shelf.leaf_only(self._known_life(), entry.position, entry.leaf)
+                if isinstance(found, Gap):
+                    yield found
+                    continue
+                entry = Entry(entry.position, found.data, found.leaf)
+            yield entry, Columns(*row[3:])
+        if first < end and self._goes_on_from(end):
+            yield from self._fill(first, end)
 
     def entry(self, position: int) -> Entry:
-        """The entry at a position. Raises IndexError where there is none."""
+        """The entry at a position. Raises IndexError where there is none, RecordsGone where it is gone."""
         for entry in self.read(position, position + 1):
             return entry
         raise IndexError(f"no record at position {position}")
@@ -172,7 +280,8 @@ class LogReader:
         """The size that the log had at a moment, so that `log.read(0, size)` is all that it said then.
 
         Where the clock was set back, a time can occur twice; the later occurrence counts. Within a stretch
-        between two clock steps the answer is exact up to CLOCK_TOLERANCE_NS.
+        between two clock steps the answer is exact up to CLOCK_TOLERANCE_NS. Raises RecordsGone for a moment
+        within what was pruned.
         """
         steps = self._connection.execute(
             "SELECT position FROM log_records WHERE type = 1 ORDER BY position DESC"
@@ -196,6 +305,10 @@ class LogReader:
             )
             rows = self._connection.execute(statement, (level, first, first + count))
         hashes = [row[0] for row in rows]
+        if len(hashes) != count and level == 0:
+            pieces = self.read_with_columns(first, first + count)
+            known = (it.leaf if isinstance(it, Gap) else it[0].leaf for it in pieces)
+            hashes = [leaf for leaf in known if leaf is not None]
         if len(hashes) != count:
             raise IndexError(
                 f"of the nodes {first} to {first + count - 1} on level {level}, {len(hashes)} are there"
@@ -275,9 +388,22 @@ class LogReader:
         with self.snapshot():
             for snapshot in self.snapshots(name):
                 if snapshot.version == version:
-                    self._check_snapshot(snapshot)
+                    self.check_snapshot(snapshot)
                     return snapshot
         return None
+
+    def check_snapshot(self, snapshot: Snapshot) -> None:
+        """Hold a kept snapshot against its record and that against the tree. Raises SnapshotDamaged."""
+        try:
+            entry = self.entry(snapshot.said_at)
+            head = self.head()
+            check_snapshot(snapshot, entry.record, self.root_at(snapshot.size))
+            leaf = merkle.leaf_hash(entry.data or b"")
+            path = merkle.inclusion_proof(self, entry.position, head.size)
+            merkle.verify_inclusion(leaf, entry.position, head.size, head.root, path)
+        except (IndexError, RecordError, merkle.ProofError) as error:
+            detail = f"snapshot {snapshot.name} over {snapshot.size} records: its record is damaged: {error}"
+            raise SnapshotDamaged(detail) from error
 
     def note(self, name: str) -> bytes | None:
         """An operational value."""
@@ -304,22 +430,10 @@ class LogReader:
         """The connection itself, for `verify`, which looks at what no honest reader needs."""
         return self._connection
 
-    def _check_snapshot(self, snapshot: Snapshot) -> None:
-        try:
-            entry = self.entry(snapshot.said_at)
-            check_snapshot(snapshot, entry.record)
-            head = self.head()
-            leaf = merkle.leaf_hash(entry.data or b"")
-            path = merkle.inclusion_proof(self, entry.position, head.size)
-            merkle.verify_inclusion(leaf, entry.position, head.size, head.root, path)
-        except (IndexError, RecordError, merkle.ProofError) as error:
-            detail = f"snapshot {snapshot.name} over {snapshot.size} records: its record is damaged: {error}"
-            raise SnapshotDamaged(detail) from error
-
     def _only_reading(self) -> AbstractContextManager[None]:
         return _query_only(self._connection)
 
-    def _rows(self, first: int, end: int | None) -> Iterator[_EntryRow]:
+    def _rows(self, first: int, end: int) -> Iterator[_EntryRow]:
         # In runs, each a statement of its own: an open cursor would hold back the WAL's reuse while it is
         # read.
         statement = (
@@ -327,7 +441,6 @@ class LogReader:
             " FROM log_records LEFT JOIN log_sources USING (source)"
             " WHERE position >= ? AND position < ? ORDER BY position LIMIT ?"
         )
-        end = self.size if end is None else end
         while first < end:
             rows = self._connection.execute(statement, (first, end, _ROWS_AT_ONCE)).fetchall()
             yield from rows
@@ -335,15 +448,66 @@ class LogReader:
                 return
             first = rows[-1][0] + 1
 
+    def _fill(self, first: int, end: int) -> Iterator[tuple[Entry, None] | Gap]:
+        for found in self._shelf.fill(self._known_life(), first, end):
+            if isinstance(found, Gap):
+                yield found
+            else:
+                position, place = found
+                yield Entry(position, place.data, place.leaf), None
+
+    def _goes_on_from(self, position: int) -> bool:
+        """Whether there is a record at a position or after it: then what is missing before it is a gap."""
+        (row,) = self._connection.execute("SELECT max(position) FROM log_records")
+        return row[0] is not None and row[0] >= position
+
+    def _known_life(self) -> Life:
+        (row,) = self._connection.execute("SELECT coalesce(max(position), -1) + 1 FROM log_records")
+        if self._life[0] != row[0]:
+            self._life = row[0], self.life()
+        return self._life[1]
+
     def _bisect(self, wall_ns: int, first: int, end: int) -> int:
         while first < end:
             middle = (first + end) // 2
-            (row,) = self._connection.execute("SELECT wall_ns FROM log_records WHERE position = ?", (middle,))
-            if row[0] <= wall_ns:
-                first = middle + 1
+            (low, low_wall_ns), (high, high_wall_ns) = self._known_around(middle)
+            if low_wall_ns > wall_ns:
+                end = low
+            elif high < end and high_wall_ns <= wall_ns:
+                first = high + 1
+            elif high <= low + 1:
+                return low + 1
             else:
-                end = middle
+                raise RecordsGone(Gap(Span(low + 1, high), "the moment lies within what is gone"))
         return first
+
+    def _known_around(self, position: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The nearest positions at or before and at or after one whose wall times are known, and these."""
+        known = self._wall_ns(position)
+        if isinstance(known, int):
+            return (position, known), (position, known)
+        segment = self._known_life().segment_at(position)
+        if segment is None:
+            raise RecordsGone(known)
+        span = segment.span
+        statement = (
+            "SELECT position, wall_ns FROM log_records WHERE position >= ? AND position < ? ORDER BY position"
+        )
+        low = self._connection.execute(f"{statement} DESC LIMIT 1", (span.first, position)).fetchone()
+        high = self._connection.execute(f"{statement} LIMIT 1", (position, span.end)).fetchone()
+        return low or (span.first, segment.first_wall_ns), high or (span.end - 1, segment.last_wall_ns)
+
+    def _wall_ns(self, position: int) -> int | Gap:
+        statement = "SELECT wall_ns FROM log_records WHERE position = ?"
+        row = self._connection.execute(statement, (position,)).fetchone()
+        if row is not None:
+            return int(row[0])
+        for piece in self.read_with_gaps(position, position + 1):
+            if isinstance(piece, Gap):
+                return piece
+            if (record := piece.record) is not None:
+                return record.wall_ns
+        return Gap(Span(position, position + 1), "it is redacted")
 
 
 @contextmanager
@@ -376,12 +540,33 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
     if not path.is_file():
         raise LogUnreadable(f"{path} does not exist")
     try:
-        connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)
-    except sqlite3.Error as error:
+        connection = sqlite3.connect(_read_only_uri(path), uri=True, isolation_level=None)
+    except (sqlite3.Error, OSError) as error:
         raise LogUnreadable(f"{path} cannot be opened: {error}") from error
     try:
         check_layout(path, connection)
-    except LogUnreadable:
+    except LogUnreadable as error:
         connection.close()
+        if (wal := _wal_of(path)).exists() and not os.access(path.parent, os.W_OK):
+            where = "in a directory where nothing can be written; copy both to another one"
+            raise LogUnreadable(f"{error}: it has a {wal.name}, {where}") from error
         raise
     return connection
+
+
+def _wal_of(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
+def _read_only_uri(path: Path) -> str:
+    """How SQLite is to open it: a reader of a WAL file makes two files beside it, where that is possible.
+
+    Where it is not (a read-only mount, a directory of somebody else's) and no WAL is there, the file is all
+    there is and nobody writes it through here. With a WAL, records may be in it: SQLite then reads it if it
+    can, and says if it cannot.
+    """
+    wal = _wal_of(path)
+    nothing_in_wal = not wal.exists() or wal.stat().st_size == 0
+    if nothing_in_wal and not os.access(path.parent, os.W_OK):
+        return f"{path.as_uri()}?mode=ro&immutable=1"
+    return f"{path.as_uri()}?mode=ro"

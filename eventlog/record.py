@@ -36,13 +36,22 @@ CLOCK_STEPPED = 1
 """The wall clock was set: fields (from_ns, to_ns, ...). Written by whoever appends, before any other."""
 
 REDACTED = 2
-"""The bytes of another record were taken out; its leaf stays: fields (position, reason)."""
+"""The bytes of another record were taken out; its leaf stays: fields as segments.py makes them."""
 
 KEY_CHANGED = 3
 """From here on another key signs the checkpoints: fields as checkpoint.key_change_fields makes them."""
 
 SNAPSHOT_TAKEN = 4
 """A snapshot of a state was kept: fields as snapshot.snapshot_fields makes them."""
+
+SEGMENT_CLOSED = 5
+"""A run of positions is complete: fields as segments.py makes them, for this and the next two."""
+
+SEGMENT_ARCHIVED = 6
+"""The records of a segment were moved into a file of their own."""
+
+SEGMENT_PRUNED = 7
+"""The records of a segment were given up; hashes stay that all other proofs need."""
 
 Value: TypeAlias = bool | int | str | bytes | tuple["Value", ...] | None
 

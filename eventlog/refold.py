@@ -1,15 +1,16 @@
 """What was made from the records, made again: projections' tables and kept states, compared bit for bit."""
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from eventlog.faults import Fault, FaultKind
+from eventlog.kept_tables import TablesUnknown, beginning
 from eventlog.projection import Projection
 from eventlog.reading import RECORDS_PER_PROGRESS, LogReader, Progress, ignore_progress
 from eventlog.record import Record, RecordError
 from eventlog.snapshot import Snapshot, SnapshotDamaged, StateFold, check_snapshot
-from eventlog.tables import ProjectionError, ProjectionTables, scratch_tables
+from eventlog.tables import ProjectionError, ProjectionTables, said_of, scratch_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +28,23 @@ class Difference:
 def compare_projection(
     reader: LogReader, projection: Projection, *, progress: Progress = ignore_progress
 ) -> list[Difference]:
-    """Fold all records into a second set of tables; the first difference of each table from the live one."""
+    """Fold the records into a second set of tables; the first difference of each table from the live one.
+
+    All records, those in archives included; where some are gone, those after the tables that were kept then.
+    Raises TablesUnknown where there are none, and RecordsGone where an archive turns out to be damaged.
+    """
     connection, tables = scratch_tables(projection)
     try:
         with reader.snapshot():
-            total = reader.size
-            for entry in reader.read():
+            begin = beginning(reader, projection)
+            begin.load(tables)
+            total = reader.size - begin.size
+            for entry in reader.read(begin.size):
                 record = entry.record
                 if record is not None:
                     tables.apply(entry.position, record)
                 if entry.position % RECORDS_PER_PROGRESS == 0:
-                    progress(entry.position, total)
+                    progress(entry.position - begin.size, total)
             progress(total, total)
             return list(_differences(reader, tables))
     finally:
@@ -53,9 +60,12 @@ class Refold:
         self._reader = reader
         self._scratch = [scratch_tables(projection) for projection in projections]
         self._tables = [tables for _, tables in self._scratch]
-        self._folding = list(self._tables)
-        self._folds = {(fold.name, fold.version): fold for fold in folds}
-        self._snapshots = reader.snapshots() if self._folds else []
+        self._unfolded: dict[str, str] = {}
+        self._folding = dict(self._begun())
+        self._snapshots = reader.snapshots()
+        kept = {(snapshot.name, snapshot.version) for snapshot in self._snapshots}
+        # A state of which nothing was kept has nothing to be compared with, so it is not folded.
+        self._folds = {key: fold for fold in folds if (key := (fold.name, fold.version)) in kept}
         self._wrong_snapshots: set[Snapshot] = set()
 
     def close(self) -> None:
@@ -66,18 +76,53 @@ class Refold:
     @property
     def projections(self) -> tuple[str, ...]:
         """The names of the projections that are folded."""
-        return tuple(tables.projection.name for tables in self._tables)
+        names = (tables.projection.name for tables in self._tables)
+        return tuple(name for name in names if name not in self._unfolded)
+
+    @property
+    def unfolded(self) -> tuple[str, ...]:
+        """Why some could not be folded: their records are gone."""
+        return tuple(self._unfolded.values())
+
+    def handle_gap(self, end: int, why: str) -> None:
+        """Records before `end` cannot be read: whatever would need them is not known from here on."""
+        for tables, first in tuple(self._folding.items()):
+            if first < end:
+                name = tables.projection.name
+                self._unfolded[name] = f"{name}: {why}"
+                del self._folding[tables]
+        for fold in self._folds.values():
+            self._unfolded[fold.name] = f"states of {fold.name} from position {end} on: {why}"
+        self._folds.clear()
+
+    def _begun(self) -> Iterator[tuple[ProjectionTables, int]]:
+        """The tables that can be folded, each with the position from which on its records are wanted."""
+        for tables in self._tables:
+            try:
+                begin = beginning(self._reader, tables.projection)
+            except (TablesUnknown, sqlite3.DatabaseError) as error:
+                self._unfolded[tables.projection.name] = str(error)
+            else:
+                begin.load(tables)
+                yield tables, begin.size
 
     def apply(self, position: int, record: Record) -> Iterator[Fault]:
         """Take in the next record."""
         self._compare_states(position)
-        for fold in self._folds.values():
-            fold.apply(position, record)
-        for tables in tuple(self._folding):
+        for key, fold in tuple(self._folds.items()):
+            try:
+                fold.apply(position, record)
+            except Exception as error:  # noqa: BLE001 - whatever its owner raises over a forged record
+                del self._folds[key]
+                detail = f"{fold.name} cannot take in this record: {said_of(error)}"
+                yield Fault(position, FaultKind.SNAPSHOT, detail)
+        for tables, first in tuple(self._folding.items()):
+            if position < first:
+                continue
             try:
                 tables.apply(position, record)
             except ProjectionError as error:
-                self._folding.remove(tables)
+                del self._folding[tables]
                 yield Fault(position, FaultKind.PROJECTION, str(error))
 
     def projection_faults(self) -> Iterator[Fault]:
@@ -93,12 +138,21 @@ class Refold:
                 for difference in _differences(self._reader, tables):
                     yield Fault(None, FaultKind.PROJECTION, str(difference))
 
-    def snapshot_faults(self, size: int) -> Iterator[Fault]:
-        """After the last record: snapshots of which no record speaks, states that the records do not give."""
+    @property
+    def snapshot_sizes(self) -> frozenset[int]:
+        """Over how many records the kept snapshots are: `snapshot_faults` wants the roots there."""
+        return frozenset(snapshot.size for snapshot in self._snapshots)
+
+    def snapshot_faults(self, size: int, roots: Mapping[int, bytes]) -> Iterator[Fault]:
+        """After the last record: snapshots of which no record speaks, states that the records do not give.
+
+        `roots`: by size, made from the records; missing where something before was wrong already.
+        """
         self._compare_states(size)
-        for snapshot in self._reader.snapshots():
+        for snapshot in self._snapshots:
             try:
-                check_snapshot(snapshot, self._reader.entry(snapshot.said_at).record)
+                record = self._reader.entry(snapshot.said_at).record
+                check_snapshot(snapshot, record, roots.get(snapshot.size))
             except (SnapshotDamaged, IndexError, RecordError) as error:
                 yield Fault(snapshot.said_at, FaultKind.SNAPSHOT, str(error))
                 continue

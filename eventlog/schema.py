@@ -1,8 +1,8 @@
 """The store's own tables, their migrations and the triggers that guard them.
 
 Rule 1: what the tree covers is only ever added, at the end. The triggers refuse UPDATE and DELETE, and an
-INSERT that would replace (`INSERT OR REPLACE` walks past the other two). They keep honest programs honest;
-against the rest there is the tree.
+INSERT that would replace (`INSERT OR REPLACE` walks past the other two). One way out there is, for what a
+record says is gone: see removal.py. They keep honest programs honest; against the rest there is the tree.
 Rule 2: a file's layout changes only by a new migration at the end of this list.
 
     log_records      one row a record: its bytes (NULL once redacted) and its leaf hash, beside them the
@@ -16,9 +16,12 @@ Rule 2: a file's layout changes only by a new migration at the end of this list.
     log_checkpoints  every checkpoint signed so far, see checkpoint.py
     log_snapshots    states folded from the records before a position, see snapshot.py
     log_projections  which projections have tables here, and of which version
+    log_removals     which positions' records went, and which record says so; beside that, as columns
+    log_gone         operational: of each source the last record that went, so that it is not appended again
 """
 
 import sqlite3
+from collections.abc import Iterator
 from typing import Final
 
 from sqlite_utils import Database
@@ -144,8 +147,61 @@ def checkpoints_and_snapshots(database: Database) -> None:
     )
 
 
+_GUARDED_WAY_OUT = """
+DROP TRIGGER log_records_never_change;
+DROP TRIGGER log_records_never_go;
+CREATE TRIGGER log_records_never_change BEFORE UPDATE ON log_records
+WHEN NEW.bytes IS NOT NULL OR OLD.type < 16
+  OR (NEW.position, NEW.type, NEW.wall_ns, NEW.source, NEW.sequence, NEW.part, NEW.leaf)
+     IS NOT (OLD.position, OLD.type, OLD.wall_ns, OLD.source, OLD.sequence, OLD.part, OLD.leaf)
+  OR NOT EXISTS (SELECT 1 FROM log_removals WHERE first <= OLD.position AND end > OLD.position)
+BEGIN SELECT raise(ABORT, 'the log is append-only: no record changes'); END;
+CREATE TRIGGER log_records_never_go BEFORE DELETE ON log_records
+WHEN OLD.type < 16 OR NOT EXISTS
+  (SELECT 1 FROM log_removals WHERE first <= OLD.position AND end > OLD.position AND type IN (6, 7))
+BEGIN SELECT raise(ABORT, 'the log is append-only: no record goes'); END;
+CREATE TRIGGER log_removals_only_as_said BEFORE INSERT ON log_removals
+WHEN NEW.type NOT IN (2, 6, 7) OR NEW.end > NEW.said_at OR NOT EXISTS
+  (SELECT 1 FROM log_records WHERE position = NEW.said_at AND type = NEW.type)
+BEGIN SELECT raise(ABORT, 'the log is append-only: no record says that this goes'); END;
+CREATE TRIGGER log_removals_only_once BEFORE INSERT ON log_removals
+WHEN EXISTS (SELECT 1 FROM log_removals WHERE said_at = NEW.said_at)
+BEGIN SELECT raise(ABORT, 'the log has this removal already'); END;
+CREATE TRIGGER log_removals_never_change BEFORE UPDATE ON log_removals
+BEGIN SELECT raise(ABORT, 'the log is append-only: no removal changes'); END;
+CREATE TRIGGER log_removals_never_go BEFORE DELETE ON log_removals
+BEGIN SELECT raise(ABORT, 'the log is append-only: no removal goes'); END;
+"""
+
+
+@migrations()
+def records_that_go(database: Database) -> None:
+    """A guarded way out for records that a record says are gone, see removal.py."""
+    database.create_table(
+        "log_removals",
+        {"said_at": int, "type": int, "first": int, "end": int},
+        pk="said_at",
+        not_null={"type", "first", "end"},
+        strict=True,
+    )
+    database.create_table(
+        "log_gone",
+        {"source": int, "sequence": int, "part": int},
+        pk="source",
+        not_null={"sequence", "part"},
+        strict=True,
+    )
+    database.execute("CREATE INDEX log_records_own ON log_records (type, position) WHERE type < 16")
+    _run(database, _GUARDED_WAY_OUT)
+
+
 KNOWN_MIGRATIONS: Final = frozenset(
-    {records_and_tree.__name__, operational_tables.__name__, checkpoints_and_snapshots.__name__}
+    {
+        records_and_tree.__name__,
+        operational_tables.__name__,
+        checkpoints_and_snapshots.__name__,
+        records_that_go.__name__,
+    }
 )
 """A file with others was written by a newer version."""
 
@@ -176,5 +232,10 @@ def _run(database: Database, script: str) -> None:
         database.execute(statement)
 
 
-def _statements(script: str) -> list[str]:
-    return [f"{statement.strip()} END" for statement in script.split("END;") if statement.strip()]
+def _statements(script: str) -> Iterator[str]:
+    statement = ""
+    for line in script.splitlines():
+        statement += f"{line}\n"
+        if sqlite3.complete_statement(statement):
+            yield statement.strip().removesuffix(";")
+            statement = ""

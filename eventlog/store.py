@@ -16,11 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from sqlite_utils import Database
 
 from eventlog import merkle
+from eventlog.kept_tables import TablesUnknown, beginning
 from eventlog.lock import LogLocked, WriterLock
 from eventlog.projection import Projection
 from eventlog.reading import (
@@ -32,11 +33,14 @@ from eventlog.reading import (
     LogReader,
     LogUnreadable,
     Progress,
+    RecordsGone,
     check_layout,
     ignore_progress,
 )
 from eventlog.record import CLOCK_STEPPED, Record, clock_went_back, encode
+from eventlog.removal import carry_out
 from eventlog.schema import APPLICATION_ID, migrations
+from eventlog.segments import SEGMENT_TYPES, Removal
 from eventlog.snapshot import Snapshot, check_snapshot
 from eventlog.tables import ProjectionTables, drop_tables
 
@@ -54,6 +58,9 @@ __all__ = [
     "LogUnreadable",
     "UnexpectedPosition",
 ]
+
+
+_COPY_SIZE: Final = 1 << 20
 
 
 class AppendFailed(Exception):
@@ -104,6 +111,7 @@ class Log(LogReader):
         self._tables = [ProjectionTables(connection, projection) for projection in projections]
         with self._transaction():
             self._tail = self._read_tail()
+            self._gone = self._read_gone()
             self._bring_projections_up_to_date()
 
     @classmethod
@@ -151,7 +159,9 @@ class Log(LogReader):
 
         A `snapshot` is of the state before this batch, whose last record says so (snapshot.snapshot_fields).
 
-        A record whose source is in the log already is left out, as is an answer to a command that has one.
+        A record whose source is in the log already is left out, as is an answer to a command that has one;
+        so is one that comes before a record of its source that was archived or pruned. A record of the
+        removing types (segments.REMOVING) is carried out with it.
         Raises RecordError for values that are no record, UnexpectedPosition, LogBusy (then nothing has
         happened), and AppendFailed, after which the log is closed.
         """
@@ -189,6 +199,23 @@ class Log(LogReader):
             for tables in self._tables:
                 drop_tables(self._connection, sorted(tables.projection.tables))
             self._make_projections(self._tables, progress)
+
+    def give_back(self, *, whole: bool = False) -> bool:
+        """Leave no trace in the file's write-ahead log of what was taken out; False: a reader held it back.
+
+        `whole`: the whole file is written anew too, as small as it can be; needs as much room again. Raises
+        LogBusy, AppendFailed.
+        """
+        with self._transaction():
+            self._current_tail()
+        try:
+            if whole:
+                self._connection.execute("VACUUM")
+            (busy, _, _) = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            self._fail()
+            raise AppendFailed(f"{self.path}: {error}") from error
+        return not busy
 
     def head(self) -> Head:
         """Size and root after the last append."""
@@ -252,7 +279,11 @@ class Log(LogReader):
                 continue
             high_wall_ns = _checked_wall_ns(high_wall_ns, record)
             position = frontier.size
+            removal = self._said_of_segments(position, record) if record.type in SEGMENT_TYPES else None
             self._write_record(position, record, data, source, frontier)
+            if removal is not None:
+                carry_out(self._connection, removal)
+                self._gone = self._read_gone()
             for tables in self._tables:
                 tables.apply(position, record)
         root = frontier.root()
@@ -270,7 +301,22 @@ class Log(LogReader):
             self._connection.execute("INSERT INTO log_sources VALUES (?, ?, ?)", (sources[key], *key))
         return sources[key]
 
+    def _said_of_segments(self, position: int, record: Record) -> Removal | None:
+        """What a record of SEGMENT_TYPES takes out. Raises ValueError for one that cannot be."""
+        life = self.life()
+        removal = life.apply(position, record)
+        if removal is None and life.segments[-1].root != self.root_at(life.closed_end):
+            raise ValueError(f"the segment up to {life.closed_end} has another root")
+        return removal
+
+    def _read_gone(self) -> dict[int, tuple[int, int]]:
+        rows = self._connection.execute("SELECT source, sequence, part FROM log_gone")
+        return {source: (sequence, part) for source, sequence, part in rows}
+
     def _has(self, source: int, record: Record) -> bool:
+        last_gone = self._gone.get(source)
+        if last_gone is not None and (record.source.sequence, record.source.part) <= last_gone:
+            return True
         return (
             self._connection.execute(
                 "SELECT 1 FROM log_records WHERE source = ? AND sequence = ? AND part = ?",
@@ -323,7 +369,8 @@ class Log(LogReader):
         )
 
     def _write_snapshot(self, snapshot: Snapshot, said_at: int, records: Sequence[Record]) -> None:
-        check_snapshot(replace(snapshot, said_at=said_at), records[-1] if records else None)
+        said = records[-1] if records else None
+        check_snapshot(replace(snapshot, said_at=said_at), said, self.root_at(snapshot.size))
         self._connection.execute(
             "INSERT INTO log_snapshots (name, size, version, said_at, state) VALUES (?, ?, ?, ?, ?)",
             (snapshot.name, snapshot.size, snapshot.version, said_at, snapshot.state),
@@ -368,10 +415,13 @@ class Log(LogReader):
             if version != tables.projection.version:
                 drop_tables(self._connection, names)
                 stale.append(tables)
-        self._make_projections(stale, ignore_progress)
+        try:
+            self._make_projections(stale, ignore_progress)
+        except (TablesUnknown, RecordsGone) as error:
+            raise LogUnreadable(f"{self.path}: its tables cannot be made again: {error}") from error
 
     def _make_projections(self, stale: Sequence[ProjectionTables], progress: Progress) -> None:
-        """Create the tables of these projections and fold all records into them. Within a transaction."""
+        """Create the tables of these projections and fold the records into them. Within a transaction."""
         if not stale:
             return
         for tables in stale:
@@ -382,14 +432,19 @@ class Log(LogReader):
                 " ON CONFLICT (name) DO UPDATE SET version = excluded.version, tables = excluded.tables",
                 (projection.name, projection.version, json.dumps(sorted(projection.tables))),
             )
-        for entry in self.read():
+        begins = [(beginning(self, tables.projection), tables) for tables in stale]
+        for begin, tables in begins:
+            begin.load(tables)
+        first = min(begin.size for begin, _ in begins)
+        for entry in self.read(first):
             record = entry.record
             if record is not None:
-                for tables in stale:
-                    tables.apply(entry.position, record)
+                for begin, tables in begins:
+                    if entry.position >= begin.size:
+                        tables.apply(entry.position, record)
             if entry.position % RECORDS_PER_PROGRESS == 0:
-                progress(entry.position, self.size)
-        progress(self.size, self.size)
+                progress(entry.position - first, self.size - first)
+        progress(self.size - first, self.size - first)
 
 
 def _checked_wall_ns(high_wall_ns: int | None, record: Record) -> int:
@@ -412,7 +467,7 @@ def _connect_for_writing(path: Path, busy_s: float) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise LogUnreadable(f"{path} cannot be opened for writing: {error}") from error
     try:
-        _prepare_layout(path, connection)
+        _prepare_layout(path, connection, busy_s)
     except BaseException as error:
         connection.close()
         if isinstance(error, sqlite3.Error):
@@ -430,7 +485,7 @@ def _create_file(path: Path) -> None:
     _sync_directory(path.parent)
 
 
-def _prepare_layout(path: Path, connection: sqlite3.Connection) -> None:
+def _prepare_layout(path: Path, connection: sqlite3.Connection, busy_s: float) -> None:
     """Make a fresh file a log; a crash half-way leaves one on which this goes on."""
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema")
     (application,) = connection.execute("PRAGMA application_id")
@@ -438,12 +493,48 @@ def _prepare_layout(path: Path, connection: sqlite3.Connection) -> None:
         if tables[0] or application[0]:
             raise LogUnreadable(f"{path} is not an event log")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute("PRAGMA journal_mode = WAL")
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        # SQLite says what it could not do only here; a rollback journal can come back after a crash.
+        raise LogUnreadable(f"{path} cannot be opened for writing: its journal mode stays {mode}, not wal")
     connection.execute("PRAGMA synchronous = FULL")
+    _settle_wal(path, connection, busy_s)
+    connection.execute("PRAGMA secure_delete = ON")  # What is taken out is overwritten, not only unlinked.
     database = Database(connection)
     if migrations.pending(database):
         migrations.apply(database)
     check_layout(path, connection)
+
+
+def _settle_wal(path: Path, connection: sqlite3.Connection, busy_s: float) -> None:
+    """Bring to the disk what is read from the WAL, and then into the database file.
+
+    After a failed sync Linux shows every reader a batch that is not on the disk and never will be. Found in
+    the WAL by the next process it would count as written: a repeat of it would be acknowledged, and the
+    records appended after it would be lost behind the gap in the next power failure. Written again, the same
+    bytes go to the disk; carried over, they do so in blocks that have not failed, unless a reader in a
+    transaction prevents it. The WAL comes first: a crash between would put its older pages over the newer
+    ones of the database.
+    """
+    connection.execute("BEGIN IMMEDIATE")  # Nobody else writes to the WAL meanwhile, nor takes it away.
+    try:
+        wal = os.open(path.with_name(path.name + "-wal"), os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise LogUnreadable(f"{path} cannot be opened for writing: {error}") from error
+    try:
+        offset = 0
+        while data := os.pread(wal, _COPY_SIZE, offset):
+            offset += os.pwrite(wal, data, offset)
+        os.fsync(wal)
+        connection.execute("ROLLBACK")
+        connection.execute("PRAGMA busy_timeout = 0")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute(f"PRAGMA busy_timeout = {round(busy_s * 1000)}")
+        os.fsync(wal)
+    except OSError as error:
+        raise LogUnreadable(f"{path} cannot be opened for writing: {error}") from error
+    finally:
+        os.close(wal)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

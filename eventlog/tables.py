@@ -23,7 +23,7 @@ _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
 class ProjectionError(Exception):
-    """A projection that contradicts its own tables: a programming error, never bad input."""
+    """A record that a projection cannot take in, or changes that contradict its own tables."""
 
 
 class ProjectionTables:
@@ -47,9 +47,27 @@ class ProjectionTables:
                 table.create_index(list(columns))
 
     def apply(self, position: int, record: Record) -> None:
-        """Carry out what the record changes. The caller holds the transaction."""
-        for change in self.projection.rows(position, record, self):
-            self._carry_out(change)
+        """Carry out what the record changes. The caller holds the transaction. Raises ProjectionError."""
+        try:
+            for change in self.projection.rows(position, record, self):
+                self.carry_out(change)
+        except (ProjectionError, sqlite3.Error):
+            raise
+        except Exception as error:
+            # What a projection raises over a forged record is its own affair; that it cannot go on, is ours.
+            name, reason = self.projection.name, said_of(error)
+            raise ProjectionError(f"{name} cannot take in the record at {position}: {reason}") from error
+
+    def carry_out(self, change: RowChange | None) -> None:
+        """Carry out one row change, or none."""
+        if change is None:
+            return
+        try:
+            changed = self._connection.execute(*self._statement(change)).rowcount
+        except sqlite3.IntegrityError as error:
+            raise ProjectionError(f"{self.projection.name}: {change}: {error}") from error
+        if changed != 1:
+            raise ProjectionError(f"{self.projection.name}: {change}: {changed} rows have this key")
 
     def get(self, table: str, key: Key) -> Row | None:
         """The row with this primary key."""
@@ -85,14 +103,6 @@ class ProjectionTables:
         except KeyError:
             raise ProjectionError(f"{self.projection.name} has no table {table}") from None
 
-    def _carry_out(self, change: RowChange) -> None:
-        try:
-            changed = self._connection.execute(*self._statement(change)).rowcount
-        except sqlite3.IntegrityError as error:
-            raise ProjectionError(f"{self.projection.name}: {change}: {error}") from error
-        if changed != 1:
-            raise ProjectionError(f"{self.projection.name}: {change}: {changed} rows have this key")
-
     def _statement(self, change: RowChange) -> tuple[str, tuple[Cell, ...]]:
         key_columns = self._spec(change.table).primary_key
         match change:
@@ -102,6 +112,11 @@ class ProjectionTables:
                 return _update_statement(table, tuple(values), key_columns), (*values.values(), *key)
             case Delete(table, key):
                 return _delete_statement(table, key_columns), key
+
+
+def said_of(error: Exception) -> str:
+    """What an exception says, with its kind where that alone would be a riddle, as a KeyError's is."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
 
 
 def scratch_tables(projection: Projection) -> tuple[sqlite3.Connection, ProjectionTables]:

@@ -1,6 +1,6 @@
 """The tree of a log made again, leaf by leaf, and held against the hashes that are stored."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from eventlog import merkle
 from eventlog.reading import LogReader
@@ -28,7 +28,18 @@ class TreeCheck:
 
     def append(self, leaf: bytes) -> Iterator[tuple[int, int, str]]:
         """The subtrees complete with this leaf whose stored hash is wrong: (first position, end, what)."""
-        for level, number, node in self._frontier.append(leaf):
+        yield from self._compare(self._frontier.append(leaf))
+
+    def skip_group(self) -> Iterator[tuple[int, int, str]]:
+        """Take the stored hash of the next group of 2^STRIDE leaves for them. Raises LookupError without."""
+        number, rest = divmod(self._frontier.size, 1 << merkle.STRIDE)
+        node = None if rest else self._take(merkle.STRIDE, number)
+        if node is None:
+            raise LookupError(f"no hash of a group begins at position {self._frontier.size}")
+        yield from self._compare(self._frontier.append_subtree(merkle.STRIDE, node))
+
+    def _compare(self, nodes: Iterable[merkle.StoredNode]) -> Iterator[tuple[int, int, str]]:
+        for level, number, node in nodes:
             stored = self._take(level, number)
             if stored != node:
                 first, end = number << level, (number + 1) << level

@@ -32,14 +32,15 @@ from eventlog.reading import (
 from eventlog.record import (
     CLOCK_STEPPED,
     KEY_CHANGED,
-    REDACTED,
     Record,
     RecordError,
     clock_went_back,
     decode,
 )
 from eventlog.refold import Difference, Refold, compare_projection
+from eventlog.removal_check import RemovalCheck
 from eventlog.schema import expected_layout, found_layout
+from eventlog.shelf import Gap
 from eventlog.snapshot import StateFold
 from eventlog.tree_check import TreeCheck
 from eventlog.trust import Trust
@@ -60,7 +61,9 @@ class Report:
     `faults`: in the order of positions, those of no position last. `first_checked`: 0, or the size of the
     checkpoint that was to be believed. `unprotected`: the records after the last checkpoint of a believed
     key. `clock_steps`: the positions of records that say that the clock was set, no faults in themselves.
-    `projections_unknown`: those in the file that nobody brought.
+    `projections_unknown`: those in the file that nobody brought. `gone`: records that could not be looked at,
+    of which only hashes are left; pruned ones are no fault. `unfolded`: what could not be made again from the
+    records, because some are gone, and why.
     """
 
     size: int
@@ -75,6 +78,8 @@ class Report:
     clock_steps: tuple[int, ...]
     projections_checked: tuple[str, ...]
     projections_unknown: tuple[str, ...]
+    gone: tuple[Gap, ...]
+    unfolded: tuple[str, ...]
 
     @property
     def clean(self) -> bool:
@@ -129,10 +134,11 @@ class _Check:
         self._tree: TreeCheck | None = None
         self._start_contradicted = False
         self._roots: dict[int, bytes] = {}
+        self._sizes = trust.sizes
         self._high_wall_ns: int | None = None
         self._clock_steps: list[int] = []
-        self._without_bytes: set[int] = set()
-        self._said_redacted: set[int] = set()
+        self._brought: tuple[str, ...] = ()
+        self._removals = RemovalCheck(reader, self._first)
 
     def run(
         self, projections: Iterable[Projection], folds: Iterable[StateFold], progress: Progress
@@ -144,24 +150,34 @@ class _Check:
         if self._first > head.size:
             detail = f"the checkpoint to be believed is over {self._first} records: cut off, or put back"
             self._fault(head.size, FaultKind.CHECKPOINT, detail)
-            return self._report(head, 0, ())
-        self._start_tree()
+            return self._report(head, 0, (), ())
+        projections = tuple(projections)
+        self._brought = tuple(projection.name for projection in projections)
         refold = Refold(self._reader, projections, folds)
         try:
+            self._sizes = self._trust.sizes | refold.snapshot_sizes
+            self._start_tree()
             checked = self._check_records(refold, head.size, progress)
-            self._check_redactions()
+            with self._damage():
+                self._take_in(self._removals.faults())
             with self._damage():
                 self._check_head(head)
+            if self._tree is not None and not self._bad_in_tree:
+                with self._damage():
+                    self._take_in(self._removals.root_faults())
             with self._damage():
                 self._take_in(refold.projection_faults())
             with self._damage():
-                self._take_in(refold.snapshot_faults(self._next_position))
+                sound = {at: root for at, root in self._roots.items() if not self._is_bad_within(0, at)}
+                self._take_in(refold.snapshot_faults(self._next_position, sound))
         finally:
             refold.close()
         self._check_checkpoints()
-        return self._report(head, checked, refold.projections)
+        return self._report(head, checked, refold.projections, refold.unfolded)
 
-    def _report(self, head: Head, checked: int, projections: tuple[str, ...]) -> Report:
+    def _report(
+        self, head: Head, checked: int, projections: tuple[str, ...], unfolded: tuple[str, ...]
+    ) -> Report:
         stored: dict[str, int] = {}
         with self._damage():
             stored = self._reader.projection_versions()
@@ -178,7 +194,9 @@ class _Check:
             keys=self._trust.keys,
             clock_steps=tuple(self._clock_steps),
             projections_checked=projections,
-            projections_unknown=tuple(sorted(stored.keys() - set(projections))),
+            projections_unknown=tuple(sorted(stored.keys() - set(self._brought))),
+            gone=self._removals.gone,
+            unfolded=unfolded,
         )
 
     def _fault(self, position: int | None, kind: FaultKind, detail: str) -> None:
@@ -238,7 +256,7 @@ class _Check:
 
     def _keep_earlier_roots(self, since: Checkpoint) -> None:
         """The roots below a checkpoint that is believed: those that its root proves to be its own past's."""
-        for size in self._trust.sizes:
+        for size in self._sizes:
             if size < since.size:
                 root = self._reader.root_at(size)
                 path = merkle.consistency_proof(self._reader, size, since.size)
@@ -249,15 +267,18 @@ class _Check:
                     self._roots[size] = root
 
     def _keep_root(self) -> None:
-        if self._tree is not None and self._tree.size in self._trust.sizes:
+        if self._tree is not None and self._tree.size in self._sizes:
             self._roots[self._tree.size] = self._tree.root()
 
     def _check_records(self, refold: Refold, total: int, progress: Progress) -> int:
         checked = 0
         to_check = max(0, total - self._first)
         try:
-            for entry, columns in self._reader.read_with_columns(self._first, _NO_END):
-                self._check_entry(entry, columns, refold)
+            for piece in self._reader.read_with_columns(self._first, _NO_END):
+                if isinstance(piece, Gap):
+                    self._check_gap(piece, refold)
+                    continue
+                self._check_entry(*piece, refold)
                 checked += 1
                 if checked % RECORDS_PER_PROGRESS == 0:
                     progress(checked, to_check)
@@ -266,25 +287,41 @@ class _Check:
         progress(checked, max(checked, to_check))
         return checked
 
-    def _check_entry(self, entry: Entry, columns: Columns, refold: Refold) -> None:
-        if entry.position != self._next_position:
-            # From here on the tree cannot be made again; bytes and columns still can be checked.
-            last = entry.position - 1
-            self._fault(self._next_position, FaultKind.MISSING, f"no records up to position {last}")
+    def _check_gap(self, gap: Gap, refold: Refold) -> None:
+        """Positions whose records cannot be read: the tree is made of the hashes that stayed."""
+        refold.handle_gap(gap.span.end, f"{gap.span}: {gap.why}")
+        faults = list(self._removals.handle_gap(gap))
+        self._take_in(faults)
+        self._high_wall_ns = None
+        self._next_position = gap.span.end
+        if any(fault.kind is FaultKind.MISSING for fault in faults):
+            self._tree = None  # It cannot be made again; bytes and columns after it still can be checked.
+        try:
+            while self._tree is not None and self._tree.size < gap.span.end:
+                grown = self._tree.skip_group() if gap.leaf is None else self._tree.append(gap.leaf)
+                self._take_in_tree(grown)
+        except LookupError as error:
+            self._fault(gap.span.first, FaultKind.TREE, str(error))
             self._tree = None
+
+    def _check_entry(self, entry: Entry, columns: Columns | None, refold: Refold) -> None:
         self._next_position = entry.position + 1
         leaf = self._check_record(entry, columns, refold)
         if self._tree is not None:
-            for first, end, detail in self._tree.append(leaf):
-                if not self._is_bad_within(first, end):
-                    self._fault(first, FaultKind.TREE, detail)
-            self._keep_root()
+            self._take_in_tree(self._tree.append(leaf))
 
-    def _check_record(self, entry: Entry, columns: Columns, refold: Refold) -> bytes:
+    def _take_in_tree(self, wrong: Iterable[tuple[int, int, str]]) -> None:
+        for first, end, detail in wrong:
+            if not self._is_bad_within(first, end):
+                self._fault(first, FaultKind.TREE, detail)
+        self._keep_root()
+
+    def _check_record(self, entry: Entry, columns: Columns | None, refold: Refold) -> bytes:
         """Everything about one record but its place in the tree; returns the leaf hash of what is there."""
         position = entry.position
+        self._removals.handle_entry(entry)
         if entry.data is None:
-            self._without_bytes.add(position)
+            refold.handle_gap(position + 1, f"the record at position {position} is gone")
             return entry.leaf
         leaf = merkle.leaf_hash(entry.data)
         if leaf != entry.leaf:
@@ -294,10 +331,10 @@ class _Check:
         except RecordError as error:
             self._fault(position, FaultKind.BYTES, f"no record: {error}")
             return leaf
-        self._check_columns(position, record, columns)
+        if columns is not None:
+            self._check_columns(position, record, columns)
         self._check_clock(position, record)
-        if record.type == REDACTED and record.fields and isinstance(record.fields[0], int):
-            self._said_redacted.add(record.fields[0])
+        self._take_in(self._removals.handle_record(position, record))
         if record.type == KEY_CHANGED and (fault := self._trust.handle_key_change(position, record.fields)):
             self._take_in([fault])
         self._take_in(refold.apply(position, record))
@@ -323,14 +360,6 @@ class _Check:
             self._fault(position, FaultKind.CLOCK, detail)
         self._high_wall_ns = max(high, record.wall_ns)
 
-    def _check_redactions(self) -> None:
-        for position in sorted(self._without_bytes - self._said_redacted):
-            self._fault(position, FaultKind.REDACTION, "its bytes are gone, and no record says so")
-        for position in sorted(self._said_redacted - self._without_bytes):
-            if position >= self._first:
-                detail = "its bytes are there, but a record says that they are gone"
-                self._fault(position, FaultKind.REDACTION, detail)
-
     def _check_head(self, head: Head) -> None:
         if head.size != self._next_position:
             self._fault(None, FaultKind.HEAD, f"it says {head.size} records, there are {self._next_position}")
@@ -339,7 +368,7 @@ class _Check:
                 self._fault(None, FaultKind.TREE, detail)
             if self._tree.root() != head.root and not self._bad_in_tree:
                 self._fault(None, FaultKind.HEAD, "its root is not the root over the records")
-        nothing_else = self._since is None and not self._faults
+        nothing_else = self._since is None and not self._faults and not self._removals.gone
         if nothing_else and self._reader.last_wall_ns != self._high_wall_ns:
             self._fault(None, FaultKind.HEAD, "its highest wall time is not the records'")
 

@@ -1,4 +1,4 @@
-"""What all tests share: how hypothesis searches.
+"""What all tests share: how hypothesis searches, and how long the crash tests go on.
 
 Rule 1: a failing example is printed so that it can be run again.
 Rule 2: CI searches the same examples in every run, so that a red run is the fault of its change.
@@ -7,8 +7,17 @@ Elsewhere each run searches new ones.
 
 import os
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("developer", deadline=None, print_blob=True)
 settings.register_profile("ci", parent=settings.get_profile("developer"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "developer")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The long versions, by hand; add `--timeout 0`."""
+    crashes = parser.getgroup("crashes", "crash tests of the log (tests/crash/test_log_*.py)")
+    crashes.addoption("--kills", type=int, default=50, help="how often the appending process is killed")
+    crashes.addoption("--crash-points", type=int, default=200, help="how often the power fails")
+    crashes.addoption("--crash-seed", type=int, default=None, help="the first story; random by default")

@@ -15,6 +15,7 @@ from tracker.audit import Holding, holds
 @log_options
 @click.option("--holder", type=ADDRESS, help="Only what this host held.")
 @click.option("--gateway", help="Only at this gateway.")
+@click.option("--public-address", type=ADDRESS, help="Only on this address.")
 @click.option("--service", help="Only of this service.")
 @click.option("--at", "at_ns", type=MOMENT, help="Only what was held at this time.")
 @click.option("--since", "since_ns", type=MOMENT, help="Only what was held at this time or later.")
@@ -28,6 +29,7 @@ def command(
     log_path: Path | None,
     holder: bytes | None,
     gateway: str | None,
+    public_address: bytes | None,
     service: str | None,
     at_ns: int | None,
     since_ns: int | None,
@@ -54,6 +56,7 @@ def command(
             until_ns=until_ns,
             holder=holder,
             gateway=gateway,
+            public_address=public_address,
             service=service,
             open_only=open_only,
             limit=limit,

@@ -1,6 +1,7 @@
 """`porthold log`: the records themselves."""
 
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,13 @@ import click
 
 from eventlog.reading import Entry, LogReader
 from eventlog.record import Record, RecordError
+from eventlog.shelf import Gap
+from tools.log_stats import measure, print_stats
 from tools.options import json_option, log_options, opened_log
 from tools.output import (
     exact_time_text,
     plain,
+    print_json,
     print_json_lines,
     print_line,
     time_text,
@@ -98,6 +102,19 @@ def show(
         sys.exit(1)
 
 
+@command.command("stats")
+@log_options
+@json_option
+def stats(config: Path | None, log_path: Path | None, *, as_json: bool) -> None:
+    """Records, sizes and rate, the last checkpoint, and how many records lie unprotected behind it."""
+    with opened_log(config, log_path) as reader:
+        measured = measure(reader, time.time_ns())
+        if as_json:
+            print_json({"log": str(reader.path), **plain(measured)})
+        else:
+            print_stats(reader.path, measured)
+
+
 def positions(size: int, first: int, last: int | None) -> tuple[int, int]:
     """[begin, end) of what is asked for; negative numbers count from the end."""
     begin = max(0, size + first) if first < 0 else first
@@ -110,10 +127,14 @@ def positions(size: int, first: int, last: int | None) -> tuple[int, int]:
 
 
 def select(reader: LogReader, begin: int, end: int, types: tuple[int, ...]) -> Iterator[Shown]:
-    for entry in reader.read(begin, end):
-        shown = to_shown(entry)
+    for piece in reader.read_with_gaps(begin, end):
+        shown = _gone(piece) if isinstance(piece, Gap) else to_shown(piece)
         if not types or (shown.record is not None and shown.record.type in types):
             yield shown
+
+
+def _gone(gap: Gap) -> Shown:
+    return Shown(Entry(gap.span.first, None, gap.leaf or b""), None, None, f"{gap.span}: {gap.why}")
 
 
 def to_shown(entry: Entry) -> Shown:

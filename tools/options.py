@@ -13,7 +13,9 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from eventlog.reading import LogReader, LogUnreadable
+from eventlog.checkpoint import parse_checkpoint
+from eventlog.note import KeyUnusable, NoteError, VerifyingKey
+from eventlog.reading import LogReader, LogUnreadable, RecordsGone
 from eventlog.record import RecordError
 from rewriter.configuration import GatewayFile
 from tracker.configuration import ConfigurationError, address_from_text, load
@@ -45,6 +47,48 @@ class AddressType(click.ParamType[bytes]):
 ADDRESS: Final = AddressType()
 
 
+class PublicKeyType(click.ParamType[VerifyingKey]):
+    """A public key as `porthold keys log` prints it, or the file that has it."""
+
+    name = "key"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> VerifyingKey:
+        if isinstance(value, VerifyingKey):
+            return value
+        text = str(value)
+        try:
+            return VerifyingKey.parse(text if "+" in text else Path(text).read_text("utf-8").strip())
+        except OSError as error:
+            self.fail(
+                f"{text!r} is no public key (name+id+base64), and no file: {error.strerror}", param, ctx
+            )
+        except (KeyUnusable, UnicodeDecodeError) as error:
+            self.fail(f"{text!r}: {error}", param, ctx)
+
+
+class CheckpointType(click.ParamType[bytes]):
+    """A file that has a checkpoint; its value is the signed note, not yet believed."""
+
+    name = "file"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        if isinstance(value, bytes):
+            return value
+        try:
+            note = Path(str(value)).read_bytes()
+            parse_checkpoint(note)
+        except OSError as error:
+            self.fail(f"{value}: {error.strerror}", param, ctx)
+        except NoteError as error:
+            self.fail(f"{value}: {error}", param, ctx)
+        return note
+
+
+CHECKPOINT: Final = CheckpointType()
+
+
 def config_option(function: Function) -> Function:
     return click.option(
         "--config",
@@ -63,6 +107,26 @@ def log_options(function: Function) -> Function:
         help="The log itself, for a copy or where there is no configuration.",
     )
     return config_option(option(function))
+
+
+def keys_option(function: Function) -> Function:
+    """`--key`: whose signatures are believed."""
+    return click.option(
+        "--key",
+        "keys",
+        type=PublicKeyType(),
+        multiple=True,
+        help="A public key to believe, or its file; else the configuration's tracker.verifying_keys.",
+    )(function)
+
+
+def believed_keys(
+    config: Path | None, log_path: Path | None, keys: tuple[VerifyingKey, ...]
+) -> tuple[VerifyingKey, ...]:
+    """The keys of the options, or those of the configuration where that says where the log is."""
+    if keys or log_path is not None:
+        return keys
+    return read_configuration(config).tracker.verifying_keys
 
 
 def json_option(function: Function) -> Function:
@@ -104,7 +168,7 @@ def opened_log(config: Path | None, log_path: Path | None) -> Iterator[LogReader
     try:
         with LogReader.open(path) as reader:
             yield reader
-    except LogUnreadable as error:
+    except (LogUnreadable, RecordsGone) as error:
         raise WrongUse(str(error)) from error
     except (sqlite3.DatabaseError, RecordError) as error:
         reason = f"{path} can't be read as a tracker's log: {error}. See porthold verify."

@@ -69,11 +69,25 @@ def print_status(status: Status) -> None:
         ("tracker ", "bold"),
         f"{status.version}, run {status.run} since {started}, {status.records} records in the log",
     )
+    print_protection(status)
     print_sessions(status)
     print_bindings(status)
     counters = [(counter.name, counter.value) for counter in status.counters]
     if counters:
         print_table("Counters", ("what", "count"), counters)
+
+
+def print_protection(status: Status) -> None:
+    """How much of the log a checkpoint speaks for."""
+    protection = status.protection
+    if protection is None:
+        print_line("no signing key: none of these records is protected by a checkpoint")
+    elif protection.made_ns is None:
+        print_line(f"no checkpoint yet: none of these records is protected; signing key {protection.key}")
+    else:
+        behind = status.records - protection.size
+        made = time_text(protection.made_ns)
+        print_line(f"checkpoint over {protection.size} records at {made}, {behind} behind it are unprotected")
 
 
 def print_sessions(status: Status) -> None:

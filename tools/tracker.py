@@ -10,6 +10,8 @@ from pathlib import Path
 
 import click
 
+from eventlog.checkpoint import CheckpointContradicted
+from eventlog.note import KeyUnusable
 from eventlog.store import AppendFailed, LogBusy, LogLocked, LogUnreadable
 from tracker.configuration import ConfigurationError, TrackerFile, load
 from tracker.server import EndpointUnusable, serve
@@ -27,17 +29,26 @@ from tracker.server import EndpointUnusable, serve
 def command(config: Path) -> None:
     """Decide every claim, append it to the log, then answer.
 
-    Ends with 0 at SIGTERM or SIGINT, with 1 when the log can't be written, with 2 when it can't begin.
+    Ends with 0 at SIGTERM or SIGINT, with 1 when the log can't be written or is not the one that was signed,
+    with 2 when it can't begin.
     """
     logging.basicConfig(format="porthold tracker: %(message)s", level=logging.INFO)
     try:
-        writing = ("tracker.log", "tracker.endpoint", "tracker.reader_endpoint")
+        writing = (
+            "tracker.log",
+            "tracker.endpoint",
+            "tracker.reader_endpoint",
+            "tracker.checkpoint_directory",
+        )
         section = load(config, TrackerFile, writing=writing).tracker
         with _stop_signals() as stop:
             serve(section, stop)
-    except (ConfigurationError, LogLocked, LogBusy, LogUnreadable, EndpointUnusable) as error:
+    except (ConfigurationError, LogLocked, LogBusy, LogUnreadable, KeyUnusable, EndpointUnusable) as error:
         print(f"porthold tracker: {error}", file=sys.stderr)
         sys.exit(2)
+    except CheckpointContradicted as error:
+        print(f"porthold tracker: this log is not the one that was signed: {error}", file=sys.stderr)
+        sys.exit(1)
     except AppendFailed as error:
         print(f"porthold tracker: the log can't be written, so this ends: {error}", file=sys.stderr)
         print("Nothing acknowledged is lost; start it again when there is room.", file=sys.stderr)

@@ -46,7 +46,7 @@ class PortType(click.ParamType[tuple[tuple[int, ...], int]]):
 @click.command("who")
 @log_options
 @click.option("--at", "at_ns", type=MOMENT, help="The time; now, if not said.")
-@click.option("--port", "asked", type=PortType(), required=True, help="7648, 7648/udp or 7648/tcp.")
+@click.option("--port", "asked", type=PortType(), help="7648, 7648/udp or 7648/tcp; any, if not said.")
 @click.option("--protocol", type=click.Choice(sorted(PROTOCOLS)), help="Either, if not said.")
 @click.option("--gateway", help="Only at this gateway.")
 @click.option("--public-address", type=ADDRESS, help="Only on this address.")
@@ -57,7 +57,7 @@ def command(
     config: Path | None,
     log_path: Path | None,
     at_ns: int | None,
-    asked: tuple[tuple[int, ...], int],
+    asked: tuple[tuple[int, ...], int] | None,
     protocol: str | None,
     gateway: str | None,
     public_address: bytes | None,
@@ -66,12 +66,14 @@ def command(
 ) -> None:
     """Who held a port at a time: a holder, nobody, or unknown, and then why.
 
+    Without --port it answers for every service, or for that of --service.
+
     A TIME is like 2026-05-04T16:05:00Z, "2026-05-04 18:05+02:00", "5 minutes ago" or now.
 
     Ends with 0 if somebody held it, with 1 if nobody did or if the log can't tell (which of the two, the
     output says).
     """
-    protocols, port = asked
+    protocols, port = (BOTH, None) if asked is None else asked
     if protocol is not None:
         if PROTOCOLS[protocol] not in protocols:
             raise click.UsageError(f"--port says {protocol_text(protocols[0])}, --protocol {protocol}.")
@@ -90,9 +92,8 @@ def command(
     if as_json:
         print_json(as_document(found, at_ns, protocols, port))
     else:
-        name = f"port {port}" if protocols == BOTH else f"{protocol_text(protocols[0])}/{port}"
         for finding in found:
-            print_finding(finding, at_ns, name)
+            print_finding(finding, at_ns, _name(protocols, port))
     sys.exit(0 if any(isinstance(finding.answer, Holder) for finding in found) else 1)
 
 
@@ -101,7 +102,7 @@ def find(
     *,
     at_ns: int,
     protocols: Sequence[int],
-    port: int,
+    port: int | None,
     gateway: str | None,
     public_address: bytes | None,
 ) -> list[Finding]:
@@ -134,7 +135,16 @@ def of_service(found: list[Finding], service: str | None) -> list[Finding]:
     return wanted
 
 
-def as_document(found: Sequence[Finding], at_ns: int, protocols: Sequence[int], port: int) -> dict[str, Any]:
+def _name(protocols: Sequence[int], port: int | None) -> str:
+    """What was asked for, as people say it."""
+    if port is None:
+        return "any port" if len(protocols) > 1 else f"any {protocol_text(protocols[0])} port"
+    return f"port {port}" if len(protocols) > 1 else f"{protocol_text(protocols[0])}/{port}"
+
+
+def as_document(
+    found: Sequence[Finding], at_ns: int, protocols: Sequence[int], port: int | None
+) -> dict[str, Any]:
     return {
         "at": exact_time_text(at_ns),
         "protocols": [protocol_text(protocol) for protocol in protocols],

@@ -2,81 +2,60 @@
 
 Rule 1: an answer is index look-ups, however long the log is. Rule 2: the log says when it could not see
 (`outages`); what such a time makes doubtful is answered Unknown, never guessed. Rule 3: a binding lasted
-until the worker had withdrawn it from the kernel, also when the tracker heard of it later; a packet seen of
-the holder at or after the time dispels all doubt.
+until the worker had withdrawn it from the kernel, also when the tracker heard of it later. Rule 4: a time
+that the clock showed twice has an answer only if it is the same both times; one that it never showed, none.
+
+Which outage makes what unknown:
+    a free port   tracker-down, records-missed, before-log, clock-stepped, and a kernel-state-lost in which no
+                  rule was left that would have kept others from the port. While its worker is away it stays
+                  free: nothing can be bound without the tracker's record.
+    a held port   records-missed and kernel-state-lost always. tracker-down as long as it lasts: the report of
+                  the end may wait in an outbox; later the reports are there, and the holder is the answer,
+                  with a doubt. A worker away: as long as it lasts, and afterwards if the worker found on its
+                  return that the kernel had let go, and no packet of the holder was seen then or later.
 """
 
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from eventlog.projection import Cell
 from eventlog.reading import LogReader
 from tracker.events import Ending
+from tracker.holdings import Holding, holds, last_of_each, newest_binding
+from tracker.outages import (
+    ALIVE,
+    QUEUE_RULES,
+    WHOLE_TABLE,
+    Outage,
+    Stretch,
+    alive_note,
+    alive_ns,
+    number,
+    outages,
+    showing,
+    stretches,
+)
 
-ALIVE: Final = "alive"
-"""The note in which the tracker says until when its silence means nothing."""
-_ALIVE_FORMAT: Final = struct.Struct(">QQ")
-_UNSEEN: Final = frozenset({"tracker-down", "records-missed", "clock-stepped", "before-log"})
-"""Outages in which something may have been bound that the log does not show."""
-_UNSURE: Final = frozenset({"records-missed", "clock-stepped"})
-"""Outages in which a binding may have ended that the log shows as held."""
-_UNWATCHED: Final = frozenset({"worker-lost", "worker-stopped"})
+__all__ = [
+    "ALIVE",
+    "Finding",
+    "Holder",
+    "Holding",
+    "Nobody",
+    "Outage",
+    "Unknown",
+    "alive_note",
+    "alive_ns",
+    "holds",
+    "outages",
+    "who",
+]
+
+_UNWATCHED: Final = frozenset({"worker-lost", "worker-stopped", "worker-restarted", "worker-replaced"})
 """Outages in which the kernel alone knew whether a binding had gone idle."""
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """A row of `bindings`; times in ns by the tracker's clock, those of the kernel by the worker's."""
-
-    binding: int
-    gateway: str
-    public_address: bytes
-    service: str
-    peer: bytes | None
-    holder: bytes
-    mac: bytes | None
-    epoch: int
-    user_name: str | None
-    protocol: int
-    source_port: int
-    destination: bytes
-    destination_port: int
-    since_ns: int
-    installed_ns: int | None
-    withdrawn_ns: int | None
-    until_ns: int | None
-    reason: Ending | None
-    last_packet_ns: int | None
-    packets: int | None
-    octets: int | None
-    refusals: int
-    bound_position: int
-    unbound_position: int | None
-
-    @property
-    def ended_ns(self) -> int | None:
-        """When the kernel had nothing of it any more; None: it is open."""
-        if self.until_ns is None:
-            return None
-        return self.until_ns if self.withdrawn_ns is None else min(self.withdrawn_ns, self.until_ns)
-
-    def covers(self, at_ns: int) -> bool:
-        return self.since_ns <= at_ns and (self.ended_ns is None or at_ns < self.ended_ns)
-
-
-@dataclass(frozen=True, slots=True)
-class Outage:
-    """A time in which somebody could not look; `position` None: no record says so (yet)."""
-
-    kind: str
-    gateway: str | None
-    worker: str | None
-    since_ns: int | None
-    until_ns: int | None
-    detail: str
-    position: int | None
+_FIRST_LOOK_NS: Final = 10_000_000_000
+"""By then a worker that is back has compared the kernel with what it knows, and said what is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,207 +92,192 @@ class Finding:
     answer: Holder | Nobody | Unknown
 
 
+Answer = Holder | Nobody | Unknown
+_Resource = tuple[bytes, bytes | None]
+"""Of a gateway's service: public address and peer."""
+
+
 def who(  # noqa: PLR0913 (each is a word of the question)
     reader: LogReader,
     *,
     at_ns: int,
-    protocol: int,
-    port: int,
+    protocol: int | None = None,
+    port: int | None = None,
     gateway: str | None = None,
     public_address: bytes | None = None,
-) -> list[Finding]:
-    """One finding for each resource that the port belonged to at the time; at least one."""
-    with reader.snapshot():
-        findings = [
-            finding
-            for found, service in _services_of(reader, at_ns, protocol, port, gateway)
-            for finding in _findings(reader, at_ns, found, service, public_address)
-        ]
-        if findings:
-            return findings
-        unseen = tuple(outage for outage in outages(reader, at_ns=at_ns) if outage.kind in _UNSEEN)
-        answer = Unknown(unseen, None) if unseen else Nobody(None)
-        return [Finding(gateway, public_address, None, None, answer)]
-
-
-def holds(  # noqa: PLR0913 (each narrows the list)
-    reader: LogReader,
-    *,
-    at_ns: int | None = None,
-    since_ns: int | None = None,
-    until_ns: int | None = None,
-    holder: bytes | None = None,
-    gateway: str | None = None,
     service: str | None = None,
-    open_only: bool = False,
-    limit: int | None = None,
-) -> list[Holding]:
-    """The bindings that were held at a time, or at some time of [since_ns, until_ns), newest first."""
-    wanted = {"gateway": gateway, "service": service, "holder": holder}
-    equal: dict[str, Cell] = {name: value for name, value in wanted.items() if value is not None}
+) -> list[Finding]:
+    """One finding for each resource that the question is about; at least one."""
     with reader.snapshot():
-        if at_ns is not None:
-            found = [row for row in _at(reader, at_ns, equal) if row.covers(at_ns)]
-        else:
-            found = _within(reader, equal, since_ns, until_ns, open_only=open_only)
-    if open_only:
-        found = [holding for holding in found if holding.until_ns is None]
-    found.sort(key=lambda holding: holding.binding, reverse=True)
-    return found if limit is None else found[:limit]
+        clock = stretches(reader)
+        shown = showing(clock, at_ns)
+        known = outages(reader, at_ns=at_ns)
+        found = [
+            _answers(reader, clock, stretch, at_ns, of, public_address, known)
+            for stretch in shown
+            for of in _services_of(reader, stretch, at_ns, (protocol, port, gateway, service))
+        ]
+    if found:
+        return list(_findings(found, len(shown), public_address, known))
+    blind = ("clock-stepped",) if not shown else ()
+    unseen = tuple(outage for outage in known if outage.kind in blind or _hides_a_binding(outage))
+    if not shown and not unseen:
+        unseen = (Outage("clock-stepped", None, None, None, None, "the clock never showed this time", None),)
+    return [Finding(gateway, public_address, None, None, Unknown(unseen, None) if unseen else Nobody(None))]
 
 
-def outages(reader: LogReader, *, at_ns: int | None = None) -> list[Outage]:
-    """The times nobody looked, in the order of the log; with `at_ns` those that it falls into."""
-    where = (
-        ""
-        if at_ns is None
-        else " WHERE (since_ns IS NULL OR since_ns <= :at) AND (until_ns IS NULL OR until_ns > :at)"
-    )
-    rows = reader.query_rows(
-        f"SELECT kind, gateway, worker, since_ns, until_ns, detail, position FROM outages{where}"  # noqa: S608 (where is ours)
-        " ORDER BY position",
-        {} if at_ns is None else {"at": at_ns},
-    )
-    found = [_outage(row) for row in rows]
-    if at_ns is not None:
-        found.extend(_edges(reader, at_ns))
-    return found
-
-
-def alive_note(now_ns: int, valid_ns: int) -> bytes:
-    """What the tracker leaves behind: it lives now, and will say so again within `valid_ns`."""
-    return _ALIVE_FORMAT.pack(now_ns, now_ns + valid_ns)
-
-
-def alive_ns(note: bytes | None) -> int | None:
-    """When the tracker said for the last time that it lives."""
-    return None if note is None else int(_ALIVE_FORMAT.unpack(note)[0])
-
-
-def _edges(reader: LogReader, at_ns: int) -> Iterator[Outage]:
-    """Before the log's first record and after the tracker's last sign of life."""
-    first = next(reader.read_with_columns(0, 1), None)
-    begin_ns = None if first is None else first[1].wall_ns
-    if begin_ns is None or at_ns < begin_ns:
-        yield Outage("before-log", None, None, None, begin_ns, "the log begins later", None)
-    note = reader.note(ALIVE)
-    if note is not None:
-        last_ns, valid_until_ns = _ALIVE_FORMAT.unpack(note)
-        if at_ns > valid_until_ns:
-            yield Outage("tracker-down", None, None, last_ns, None, "no sign of life since", None)
+# ---- what a time's answer is made of ---------------------------------------------------------------------
 
 
 def _services_of(
-    reader: LogReader, at_ns: int, protocol: int, port: int, gateway: str | None
+    reader: LogReader,
+    stretch: Stretch,
+    at_ns: int,
+    asked: tuple[int | None, int | None, str | None, str | None],
 ) -> list[tuple[str, str]]:
+    """Gateway and name of the services that had the port then; with less asked, all that fit."""
+    protocol, port, gateway, service = asked
     rows = reader.query(
-        "SELECT DISTINCT gateway, name FROM service_ports JOIN services USING (gateway, name, since_position)"
-        " WHERE protocol = :protocol AND first <= :port AND last >= :port"
-        " AND since_ns <= :at AND (until_ns IS NULL OR until_ns > :at)"
-        " AND (:gateway IS NULL OR gateway = :gateway) ORDER BY gateway, name",
-        {"at": at_ns, "protocol": protocol, "port": port, "gateway": gateway},
+        "SELECT DISTINCT gateway, name, since_position, since_ns, until_position, until_ns"
+        " FROM service_ports JOIN services USING (gateway, name, since_position)"
+        " WHERE (:protocol IS NULL OR protocol = :protocol)"
+        " AND (:port IS NULL OR (first <= :port AND last >= :port))"
+        " AND (:gateway IS NULL OR gateway = :gateway) AND (:service IS NULL OR name = :service)"
+        " ORDER BY gateway, name",
+        {"protocol": protocol, "port": port, "gateway": gateway, "service": service},
     )
-    return [(str(found), str(name)) for found, name in rows]
+    found: dict[tuple[str, str], None] = {}
+    for name, service_name, since_position, since_ns, until_position, until_ns in rows:
+        begun = stretch.has_happened(number(since_position), number(since_ns), at_ns)
+        if until_position is None or until_ns is None:
+            over = False
+        else:
+            over = stretch.has_happened(number(until_position), number(until_ns), at_ns)
+        if begun and not over:
+            found[str(name), str(service_name)] = None
+    return list(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What is to be said of a service at one occurrence of the time.
+
+    `vacant`: of the resources that nobody had ever held by then.
+    """
+
+    service: tuple[str, str]
+    vacant: Nobody | Unknown
+    held: dict[_Resource, Answer]
+
+
+def _answers(  # noqa: PLR0913, PLR0917 (what is asked, and what is known of that time)
+    reader: LogReader,
+    clock: list[Stretch],
+    stretch: Stretch,
+    at_ns: int,
+    service: tuple[str, str],
+    public_address: bytes | None,
+    known: list[Outage],
+) -> _Answers:
+    gateway, name = service
+    doubts = tuple(
+        outage
+        for outage in known
+        # A time that the clock showed is not doubtful because it was set later.
+        if outage.kind != "clock-stepped" and _concerns(reader, outage, gateway)
+    )
+    equal: dict[str, Cell] = {"gateway": gateway, "service": name}
+    if public_address is not None:
+        equal["public_address"] = public_address
+    held: dict[_Resource, Answer] = {}
+    for holding in last_of_each(reader, newest_binding(reader, clock, stretch, at_ns), equal):
+        lasted = holding.covers(stretch, at_ns)
+        answer = _held(holding, at_ns, doubts) if lasted else _vacant(holding, doubts)
+        held[holding.public_address, holding.peer] = answer
+    return _Answers(service, _vacant(None, doubts), held)
 
 
 def _findings(
-    reader: LogReader, at_ns: int, gateway: str, service: str, public_address: bytes | None
+    found: list[_Answers], times: int, public_address: bytes | None, known: list[Outage]
 ) -> Iterator[Finding]:
-    doubts = _outages_of(reader, at_ns, gateway)
-    equal: dict[str, Cell] = {"gateway": gateway, "service": service}
-    if public_address is not None:
-        equal["public_address"] = public_address
-    last = _at(reader, at_ns, equal)
-    for holding in last:
-        answer = _answer(holding, at_ns, doubts)
-        yield Finding(gateway, holding.public_address, service, holding.peer, answer)
-    if not last:
-        yield Finding(gateway, public_address, service, None, _vacant(None, doubts))
+    """One for each resource of each service, whatever the clock did."""
+    for gateway, service in dict.fromkeys(answers.service for answers in found):
+        of_service = [answers for answers in found if answers.service == (gateway, service)]
+        resources = dict.fromkeys(resource for answers in of_service for resource in answers.held)
+        for address, peer in resources or [(public_address, None)]:
+            each = [answers.held.get((address or b"", peer), answers.vacant) for answers in of_service]
+            yield Finding(gateway, address, service, peer, _one_of(each, times, known))
 
 
-def _answer(holding: Holding, at_ns: int, doubts: tuple[Outage, ...]) -> Holder | Nobody | Unknown:
-    if not holding.covers(at_ns):
-        return _vacant(holding, doubts)
-    if holding.last_packet_ns is not None and at_ns <= holding.last_packet_ns:
-        return Holder(holding, doubts)
-    unsure = tuple(
-        outage
-        for outage in doubts
-        if outage.kind in _UNSURE or (outage.kind in _UNWATCHED and _went_unseen(holding, outage))
-    )
+def _held(holding: Holding, at_ns: int, doubts: tuple[Outage, ...]) -> Holder | Unknown:
+    unsure = tuple(outage for outage in doubts if _hides_the_end(outage, holding, at_ns))
     return Unknown(unsure, holding) if unsure else Holder(holding, doubts)
+
+
+def _vacant(last: Holding | None, doubts: tuple[Outage, ...]) -> Nobody | Unknown:
+    unseen = tuple(outage for outage in doubts if _hides_a_binding(outage))
+    return Unknown(unseen, last) if unseen else Nobody(last)
+
+
+def _hides_a_binding(outage: Outage) -> bool:
+    """Whether somebody may have had a port then that the log shows as free."""
+    if outage.kind == "kernel-state-lost":
+        return outage.detail == WHOLE_TABLE
+    return outage.kind in ("tracker-down", "records-missed", "before-log")
+
+
+def _hides_the_end(outage: Outage, holding: Holding, at_ns: int) -> bool:
+    """Whether the binding may have been over by then though the log shows it as held."""
+    match outage.kind:
+        case "records-missed":
+            return True
+        case "kernel-state-lost":
+            return outage.detail != QUEUE_RULES
+        case _:
+            pass
+    if holding.last_packet_ns is not None and at_ns <= holding.last_packet_ns:
+        return False
+    if outage.kind == "tracker-down":
+        return outage.until_ns is None
+    return outage.kind in _UNWATCHED and _went_unseen(holding, outage)
 
 
 def _went_unseen(holding: Holding, outage: Outage) -> bool:
     """Whether the binding may have ended in the kernel while the worker was away."""
-    if holding.until_ns is None:
-        return outage.until_ns is None
-    return outage.until_ns is None or holding.reason is Ending.LOST
+    if outage.until_ns is None:
+        return True
+    if holding.reason is Ending.IDLE and holding.ended_ns is not None:
+        # Idle for the kernel since some time of the outage, for the log since the worker's first look.
+        return holding.ended_ns < outage.until_ns + _FIRST_LOOK_NS
+    return holding.reason is Ending.LOST
 
 
-def _vacant(last: Holding | None, doubts: tuple[Outage, ...]) -> Nobody | Unknown:
-    unseen = tuple(outage for outage in doubts if outage.kind in _UNSEEN)
-    return Unknown(unseen, last) if unseen else Nobody(last)
+def _one_of(found: list[Answer], times: int, known: list[Outage]) -> Answer:
+    """What is so at each of the times that the clock showed alike, or unknown, because of the clock."""
+    first = found[0]
+    if times == 1 or isinstance(first, Unknown):
+        return first
+    steps = tuple(outage for outage in known if outage.kind == "clock-stepped")
+    if len(found) == times and all(_same(first, answer) for answer in found):
+        return Holder(first.holding, (*first.doubts, *steps)) if isinstance(first, Holder) else first
+    last = next((answer.holding for answer in found if isinstance(answer, Holder)), None)
+    return Unknown(steps, last)
 
 
-def _outages_of(reader: LogReader, at_ns: int, gateway: str) -> tuple[Outage, ...]:
-    workers = {
-        worker for (worker,) in reader.query("SELECT worker FROM sessions WHERE gateway = ?", (gateway,))
-    }
-    return tuple(
-        outage
-        for outage in outages(reader, at_ns=at_ns)
-        if outage.gateway in (None, gateway) and (outage.worker is None or outage.worker in workers)
-    )
+def _same(one: Answer, other: Answer) -> bool:
+    match one, other:
+        case Holder(), Holder():
+            hosts = ((it.holding.holder, it.holding.mac) for it in (one, other))
+            return next(hosts) == next(hosts)
+        case Nobody(), Nobody():
+            return True
+        case _:
+            return False
 
 
-_COLUMNS: Final = ", ".join(f"b.{name}" for name in Holding.__dataclass_fields__)
-
-
-def _at(reader: LogReader, at_ns: int, equal: dict[str, Cell]) -> list[Holding]:
-    """For each resource its last binding that had begun by then: the only one that can have lasted."""
-    on_resource = {name: value for name, value in equal.items() if name != "holder"}
-    where = "".join(f" AND r.{name} = :{name}" for name in on_resource)
-    found = reader.query_rows(
-        f"SELECT {_COLUMNS} FROM resources AS r JOIN bindings AS b ON b.binding ="  # noqa: S608 (names are ours)
-        " (SELECT binding FROM bindings AS i WHERE i.gateway = r.gateway"
-        " AND i.public_address = r.public_address AND i.service = r.service AND i.peer = r.peer"
-        f" AND i.since_ns <= :at ORDER BY i.since_ns DESC, i.binding DESC LIMIT 1) WHERE 1{where}"
-        " ORDER BY r.gateway, r.public_address, r.service, r.peer",
-        {**on_resource, "at": at_ns},
-    )
-    holdings = [_holding(row) for row in found]
-    holder = equal.get("holder")
-    return [holding for holding in holdings if holder in (None, holding.holder)]
-
-
-def _within(
-    reader: LogReader, equal: dict[str, Cell], since_ns: int | None, until_ns: int | None, *, open_only: bool
-) -> list[Holding]:
-    where = "".join(f" AND b.{name} = :{name}" for name in equal)
-    where += " AND b.until_ns IS NULL" if open_only else ""
-    where += "" if until_ns is None else " AND b.since_ns < :until"
-    where += "" if since_ns is None else " AND b.since_ns >= :since"
-    rows = reader.query_rows(
-        f"SELECT {_COLUMNS} FROM bindings AS b WHERE 1{where}",  # noqa: S608 (names are ours)
-        {
-            **equal,
-            **({} if until_ns is None else {"until": until_ns}),
-            **({} if since_ns is None else {"since": since_ns}),
-        },
-    )
-    begun_within = [_holding(row) for row in rows]
-    if since_ns is None:
-        return begun_within
-    known = {holding.binding for holding in begun_within}
-    before = [row for row in _at(reader, since_ns, equal) if row.covers(since_ns)]
-    return begun_within + [holding for holding in before if holding.binding not in known]
-
-
-def _outage(row: Mapping[str, Any]) -> Outage:
-    return Outage(**row)
-
-
-def _holding(row: Mapping[str, Any]) -> Holding:
-    reason = None if row["reason"] is None else Ending(row["reason"])
-    return Holding(**{**row, "peer": row["peer"] or None, "reason": reason})
+def _concerns(reader: LogReader, outage: Outage, gateway: str) -> bool:
+    """Whether it is one of this gateway's, or of a worker that ever spoke for it."""
+    if outage.gateway is not None or outage.worker is None:
+        return outage.gateway in (None, gateway)
+    asked = (outage.worker, gateway)
+    return reader.query("SELECT 1 FROM sessions WHERE worker = ? AND gateway = ? LIMIT 1", asked) != []

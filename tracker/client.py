@@ -1,7 +1,8 @@
 """The worker's side of the tracker: the outbox on the disk, the talk, and the socket around them.
 
 Rule 1: a message is in the outbox before it is sent, and leaves it when its answer was handed out. Rule 2:
-nothing here waits: the caller polls `socket` and calls `tick` at `next_deadline`.
+nothing here waits: the caller polls `socket` and calls `tick` at `next_deadline`. Rule 3: checkpoints are for
+the keeper, no caller sees one.
 """
 
 from collections.abc import Iterable
@@ -13,11 +14,15 @@ import zmq
 from tracker.clock import read_clock
 from tracker.conversation import Answer, Conversation, OutboxOutdated, inherited
 from tracker.instant import Instant
+from tracker.keeper import Keeper
 from tracker.messages import (
     REPLY_LIMIT,
+    CheckpointMade,
     ClaimPort,
     Durable,
     GetStatus,
+    NoCheckpoint,
+    ReplyBody,
     Request,
     Status,
     Volatile,
@@ -30,11 +35,13 @@ from tracker.outbox import LIMIT, Outbox, OutboxFull, OutboxLocked, OutboxUnread
 
 __all__ = [
     "Answer",
+    "Keeper",
     "OutboxFull",
     "OutboxLocked",
     "OutboxOutdated",
     "OutboxUnreadable",
     "TrackerClient",
+    "ask",
     "ask_status",
 ]
 
@@ -45,23 +52,38 @@ _RETRY_NS: Final = 100_000_000
 class TrackerClient:
     """One worker's connection. Use `open`; not for several threads."""
 
-    def __init__(self, endpoint: str, outbox: Outbox, conversation: Conversation) -> None:
+    def __init__(
+        self, endpoint: str, outbox: Outbox, conversation: Conversation, keeper: Keeper | None = None
+    ) -> None:
         self._outbox = outbox
         self._conversation = conversation
+        self._keeper = keeper
         self._answered: list[int] = []
         self._blocked_until_ns = 0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = _dealer(self._context, endpoint)
 
     @classmethod
-    def open(cls, endpoint: str, *, worker: str, outbox: Path, now: Instant, limit: int = LIMIT) -> Self:
-        """Connects, now or when the tracker is there. OutboxLocked, OutboxUnreadable."""
+    def open(  # noqa: PLR0913 (each by its name)
+        cls,
+        endpoint: str,
+        *,
+        worker: str,
+        outbox: Path,
+        now: Instant,
+        limit: int = LIMIT,
+        keeper: Keeper | None = None,
+    ) -> Self:
+        """Connects, now or when the tracker is there. OutboxLocked, OutboxUnreadable.
+
+        `keeper`: gets every checkpoint that the tracker sends.
+        """
         box = Outbox.open(outbox, worker=worker, now_ns=now.wall_ns, limit=limit)
         left = [
             (sequence, inherited(decode_body(message), wall_ns))
             for sequence, wall_ns, message in box.messages()
         ]
-        return cls(endpoint, box, Conversation(worker, box.incarnation, box.next_sequence, left))
+        return cls(endpoint, box, Conversation(worker, box.incarnation, box.next_sequence, left), keeper)
 
     @property
     def pending(self) -> int:
@@ -98,8 +120,15 @@ class TrackerClient:
         answers: list[Answer] = []
         while (frame := self._next_frame()) is not None:
             answer = self._conversation.receive(frame, now)
-            if answer is not None:
-                answers.append(answer)
+            match answer:
+                case None:
+                    pass
+                case Answer(reply=CheckpointMade() as made):
+                    self._keep(made, now)
+                case Answer(reply=NoCheckpoint()):
+                    pass  # to a question about one that is gone: the next checkpoint asks it again
+                case _:
+                    answers.append(answer)
         self._answered.extend(answer.sequence for answer in answers if answer.sequence)
         self.tick(now)
         return answers
@@ -125,6 +154,11 @@ class TrackerClient:
         self.socket.close(linger=0)
         self._context.term()
         self._outbox.close()
+
+    def _keep(self, made: CheckpointMade, now: Instant) -> None:
+        question = None if self._keeper is None else self._keeper.receive(made)
+        if question is not None:
+            self.send(question, now)
 
     def _clear(self) -> None:
         try:
@@ -159,13 +193,18 @@ class TrackerClient:
 
 def ask_status(endpoint: str, timeout_s: float) -> Status | None:
     """How the tracker at `endpoint` stands; None if none answers in time."""
+    body = ask(endpoint, "reader", GetStatus(), timeout_s)
+    return body if isinstance(body, Status) else None
+
+
+def ask(endpoint: str, name: str, question: Volatile, timeout_s: float) -> ReplyBody | None:
+    """What the tracker at `endpoint` answers to somebody called `name`; None if none answers in time."""
     now = read_clock()
     with zmq.Context() as context, _dealer(context, endpoint, immediate=False) as socket:
-        socket.send(encode_request(Request("reader", 0, 0, 0, 0, now.wall_ns, GetStatus())))
+        socket.send(encode_request(Request(name, 0, 0, 0, 0, now.wall_ns, question)))
         if not socket.poll(round(timeout_s * 1000)):
             return None
-        body = decode_reply(socket.recv()).body
-        return body if isinstance(body, Status) else None
+        return decode_reply(socket.recv()).body
 
 
 def _dealer(

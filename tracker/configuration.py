@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
+from eventlog.note import VerifyingKey
 from tracker.events import Policy, PortRange, ServiceDefinition, Sharing
 
 PROTOCOLS: Final = {"tcp": 6, "udp": 17}
@@ -81,11 +82,19 @@ def _absolute(path: Path) -> Path:
     return path
 
 
+def _public_key(text: object) -> VerifyingKey:
+    if not isinstance(text, str):
+        raise ValueError(f"{text!r} is no public key")  # noqa: TRY004 (pydantic turns ValueError into a problem)
+    return VerifyingKey.parse(text)
+
+
 Ports = Annotated[PortRange, PlainValidator(ports_from_text)]
 IPv4 = Annotated[bytes, PlainValidator(address_from_text)]
 Ipc = Annotated[str, AfterValidator(_ipc_endpoint)]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 Seconds = Annotated[float, Field(strict=True, ge=0.1, le=86_400, allow_inf_nan=False)]
+Records = Annotated[int, Field(strict=True, ge=1, le=10**9)]
+PublicKey = Annotated[VerifyingKey, PlainValidator(_public_key)]
 
 
 class Section(BaseModel):
@@ -95,13 +104,30 @@ class Section(BaseModel):
 
 
 class TrackerSection(Section):
-    """[tracker]: where it listens and keeps its log. `reader_endpoint` takes questions, no commands."""
+    """[tracker]: where it listens and keeps its log. `reader_endpoint` takes questions, no commands.
+
+    `signing_key`: the file of the private key that signs checkpoints; without it nothing of the log is
+    protected. `previous_signing_key` vouches for it once, when it has taken that one's place.
+    `verifying_keys`: the public keys that workers and `verify` believe.
+    """
 
     endpoint: Ipc = "ipc:///run/porthold/tracker.ipc"
     reader_endpoint: Ipc = "ipc:///run/porthold/reader.ipc"
     log: AbsolutePath = Path("/var/lib/porthold/log.sqlite")
     lease_s: Seconds = 10.0
     alive_s: Seconds = 5.0
+    signing_key: AbsolutePath | None = None
+    previous_signing_key: AbsolutePath | None = None
+    verifying_keys: tuple[PublicKey, ...] = ()
+    checkpoint_directory: AbsolutePath | None = None
+    checkpoint_every_records: Records = 1000
+    checkpoint_every_s: Seconds = 60.0
+    snapshot_every_records: Records = 10_000
+
+
+_FOR_CHECKPOINTS: Final = frozenset(
+    {"previous_signing_key", "checkpoint_directory", "checkpoint_every_records", "checkpoint_every_s"}
+)
 
 
 class ServiceSection(Section):
@@ -152,6 +178,7 @@ class TrackerFile(Section):
         """(key, reason) of what no single value shows; a subclass adds to it."""
         if self.tracker.endpoint == self.tracker.reader_endpoint:
             yield "tracker.reader_endpoint", "is the same as tracker.endpoint"
+        yield from _idle_settings(self.tracker)
         for name, section in self.services.items():
             yield from _service_problems(f"services.{name}", name, section)
         yield from _overlaps(self.service_definitions())
@@ -163,8 +190,8 @@ Model = TypeVar("Model", bound=TrackerFile)
 def load(path: Path, model: type[Model], *, writing: Sequence[str] = ()) -> Model:
     """The file at `path`; raises ConfigurationError.
 
-    `writing`: keys of paths and endpoints that this process is going to create: their directories must be
-    there and writable.
+    `writing`: keys of paths and endpoints that this process is going to create, if they are set: their
+    directories must be there and writable.
     """
     try:
         values = tomllib.loads(path.read_text())
@@ -211,6 +238,12 @@ def _service_problems(key: str, name: str, section: ServiceSection) -> Iterator[
         yield f"{key}.sharing", f"{section.sharing.value!r} is not supported yet, only 'exclusive'"
 
 
+def _idle_settings(section: TrackerSection) -> Iterator[tuple[str, str]]:
+    if section.signing_key is None:
+        for name in sorted(section.model_fields_set & _FOR_CHECKPOINTS):
+            yield f"tracker.{name}", "has no effect without tracker.signing_key"
+
+
 def _overlaps(services: tuple[ServiceDefinition, ...]) -> Iterator[tuple[str, str]]:
     for use in ("control", "forward"):
         seen: list[tuple[str, PortRange]] = []
@@ -229,10 +262,14 @@ def _overlap(one: PortRange, other: PortRange) -> bool:
 
 def _unwritable(loaded: TrackerFile, key: str) -> Iterator[tuple[str, str]]:
     value: object = reduce(getattr, key.split("."), loaded)
+    if value is None:
+        return
     path = Path(str(value).removeprefix(IPC))
-    if not path.parent.is_dir():
-        yield key, f"there is no directory '{path.parent}'"
-    elif not os.access(path.parent, os.W_OK | os.X_OK):
-        yield key, f"the directory '{path.parent}' is not writable for this user"
-    elif path.is_dir():
+    is_directory = key.endswith("_directory")
+    directory = path if is_directory else path.parent
+    if not directory.is_dir():
+        yield key, f"there is no directory '{directory}'"
+    elif not os.access(directory, os.W_OK | os.X_OK):
+        yield key, f"the directory '{directory}' is not writable for this user"
+    elif path.is_dir() and not is_directory:
         yield key, f"'{path}' is a directory"

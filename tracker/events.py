@@ -1,19 +1,34 @@
 """What the log says: the events, their numbers, and their way into records and back.
 
 Rule 1: a number, once in a log, keeps its meaning for ever; a changed event gets a new schema version and an
-upcast here. Numbers below 16 are the eventlog's own. Rule 2: an event holds what happened, never what follows
+upcast here. Numbers below 16 are the eventlog's own; those that the tracker writes in its name are here too,
+their fields as the eventlog makes them. Rule 2: an event holds what happened, never what follows
 from it: `ownership.apply` and the projections derive the rest. Rule 3: a worker's report is recorded in the
 words in which it was said, so reports are events of this file and `messages` sends them as they are.
 """
 
 import enum
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Final
 
-from eventlog.record import CLOCK_STEPPED, Record, Source, Value
+from eventlog.record import (
+    CLOCK_STEPPED,
+    KEY_CHANGED,
+    REDACTED,
+    SEGMENT_ARCHIVED,
+    SEGMENT_CLOSED,
+    SEGMENT_PRUNED,
+    SNAPSHOT_TAKEN,
+    Record,
+    Source,
+    Value,
+)
 from tracker.shapes import (
     Address,
     Count,
+    Hash,
+    Limits,
     Mac,
     Milliseconds,
     Name,
@@ -26,7 +41,8 @@ from tracker.shapes import (
     unpack,
 )
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+"""Since 2 a report's own time stands in its record once: not among the fields, but as `reported_ns`."""
 TRACKER: Final = "tracker"
 """Source name of what the tracker itself says; no worker may bear it."""
 
@@ -138,6 +154,62 @@ class ClockStepped:
 
     from_ns: Nanoseconds
     to_ns: Nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChanged:
+    """From here on `key`'s private half signs the checkpoints; `endorsement`: the old key's word for it."""
+
+    key: Text
+    endorsement: Annotated[bytes, Limits(0, 4096)] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotTaken:
+    """A snapshot of the state after the first `size` records was kept; `root`: of the tree over these."""
+
+    name: Name
+    version: Count
+    size: Count
+    root: Hash
+    state_hash: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class RecordRedacted:
+    """The bytes of the record at `position` were taken out; what it had led to stays."""
+
+    position: Count
+    reason: Text
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentClosed:
+    """The records from `first` up to `end` are a segment; `root`: of the tree over everything up to there."""
+
+    first: Count
+    end: Count
+    root: Hash
+    first_wall_ns: Nanoseconds
+    last_wall_ns: Nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentArchived:
+    """The records of a segment are in a file of their own; `archive`: its header's hash."""
+
+    first: Count
+    end: Count
+    archive: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentPruned:
+    """The records of a segment were given up; what they had led to stays."""
+
+    first: Count
+    end: Count
+    reason: Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,6 +411,12 @@ Event = (
     TrackerStarted
     | TrackerStopped
     | ClockStepped
+    | RecordRedacted
+    | KeyChanged
+    | SnapshotTaken
+    | SegmentClosed
+    | SegmentArchived
+    | SegmentPruned
     | RecordsMissed
     | ServiceDefined
     | ServiceRemoved
@@ -356,6 +434,12 @@ Event = (
 
 TYPES: Final[dict[int, type[Event]]] = {
     CLOCK_STEPPED: ClockStepped,
+    REDACTED: RecordRedacted,
+    KEY_CHANGED: KeyChanged,
+    SNAPSHOT_TAKEN: SnapshotTaken,
+    SEGMENT_CLOSED: SegmentClosed,
+    SEGMENT_ARCHIVED: SegmentArchived,
+    SEGMENT_PRUNED: SegmentPruned,
     16: TrackerStarted,
     17: TrackerStopped,
     18: RecordsMissed,
@@ -382,29 +466,63 @@ NUMBERS: Final[dict[type[Event], int]] = {event: number for number, event in TYP
 
 def to_record(event: Event, *, wall_ns: int, source: Source, nonce: bytes) -> Record:
     """The record that says `event`: `wall_ns` by the tracker's clock, the worker's own time beside it."""
-    fields: tuple[Value, ...] = pack(event)
-    return Record(SCHEMA, NUMBERS[type(event)], wall_ns, reported_ns(event), source, nonce, fields)
+    values = _with_time(type(event), pack(event), None)
+    return Record(SCHEMA, NUMBERS[type(event)], wall_ns, reported_ns(event), source, nonce, values)
 
 
 def from_record(record: Record) -> Event:
-    """The event a record says; ProtocolError if this version does not know it."""
-    if record.schema != SCHEMA:
-        raise ProtocolError("schema", f"{record.schema} is not known here, only {SCHEMA}")
-    if record.type not in TYPES:
-        raise ProtocolError("type", f"{record.type} is no event of schema {SCHEMA}")
-    return unpack(TYPES[record.type], record.fields)
+    """The event a record says, of whatever schema; ProtocolError if this version does not know it."""
+    current = upcast(record)
+    if current.type not in TYPES:
+        raise ProtocolError("type", f"{current.type} is no event of schema {SCHEMA}")
+    kind, values = TYPES[current.type], current.fields
+    if kind in _TIMES and values[_TIMES[kind] : _TIMES[kind] + 1] == (None,):
+        values = _with_time(kind, values, current.reported_ns)
+    elif kind in _TIMES:
+        raise ProtocolError(kind.__name__, "its own time stands among its fields, too")
+    return unpack(kind, values)
+
+
+def upcast(record: Record) -> Record:
+    """What the record would be had it been written today. ProtocolError for a schema not known here."""
+    if not 1 <= record.schema <= SCHEMA:
+        raise ProtocolError("schema", f"{record.schema} is not known here, only 1 to {SCHEMA}")
+    while record.schema < SCHEMA:
+        record = _UPCASTS[record.schema](record)
+    return record
+
+
+def _to_schema_2(record: Record) -> Record:
+    kind = TYPES.get(record.type)
+    if kind is None or kind not in _TIMES or len(record.fields) <= _TIMES[kind]:
+        return replace(record, schema=2)
+    if record.fields[_TIMES[kind]] != record.reported_ns:
+        raise ProtocolError("reported_ns", "it is not the time that the report says")
+    return replace(record, schema=2, fields=_with_time(kind, record.fields, None))
+
+
+_UPCASTS: Final[dict[int, Callable[[Record], Record]]] = {1: _to_schema_2}
+"""By schema: what makes a record of it one of the next. Each stays for ever, as the records do."""
+
+_TIME_NAMES: Final[dict[type[Event], str]] = {
+    BindingInstalled: "installed_ns",
+    BindingWithdrawn: "withdrawn_ns",
+    KernelStateRestored: "restored_ns",
+    PublicAddressChanged: "observed_ns",
+    QueueOverflowed: "observed_ns",
+}
+"""The field of a report that is its own time, and in its record is `reported_ns`."""
+_TIMES: Final[dict[type[Event], int]] = {
+    kind: [field.name for field in fields(kind)].index(name) for kind, name in _TIME_NAMES.items()
+}
+
+
+def _with_time(kind: type[Event], values: tuple[Value, ...], time: int | None) -> tuple[Value, ...]:
+    index = _TIMES.get(kind)
+    return values if index is None else (*values[:index], time, *values[index + 1 :])
 
 
 def reported_ns(event: Event) -> int | None:
     """The worker's own wall time of what it reports; None where the tracker is the source."""
-    match event:
-        case BindingInstalled():
-            return event.installed_ns
-        case BindingWithdrawn():
-            return event.withdrawn_ns
-        case KernelStateRestored():
-            return event.restored_ns
-        case PublicAddressChanged() | QueueOverflowed():
-            return event.observed_ns
-        case _:
-            return None
+    name = _TIME_NAMES.get(type(event))
+    return None if name is None else int(getattr(event, name))

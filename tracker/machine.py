@@ -5,37 +5,47 @@ Rule 1: the same frames at the same times give the same bytes (chance comes in a
 append fails, this machine's state is a lie and must go. Rule 3: the messages of a worker are decided in the
 order of their sequence, each once; a repeat gets the bytes of the first answer. Rule 4: what can never come
 any more is said in a record (RecordsMissed), what may still come is asked for (ResendFrom). Rule 5: frames
-that are no messages are counted and dropped, whatever is in them.
+that are no messages are counted and dropped, whatever is in them. Rule 6: every worker that is heard gets
+each checkpoint; who signs it and keeps it is not known here.
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Self
 
 from eventlog.record import Record, Source
-from tracker import messages, ownership
-from tracker.events import TRACKER, Event, RecordsMissed, from_record, to_record
+from eventlog.snapshot import Snapshot, snapshot_fields
+from tracker import image, messages, ownership
+from tracker.events import TRACKER, Event, KeyChanged, RecordsMissed, SnapshotTaken, to_record
+from tracker.image import Memory
 from tracker.instant import Instant
 from tracker.messages import (
     BINDINGS_LIMIT,
     Acknowledged,
+    CheckpointMade,
     ClaimGranted,
     ClaimRefused,
+    GetCheckpoint,
     GetStatus,
     Heartbeat,
+    MakeCheckpoint,
+    NoCheckpoint,
     OutboxSuperseded,
+    Protection,
+    Question,
     Reply,
     ReplyBody,
     Request,
     ResendFrom,
     SessionView,
     Status,
+    Volatile,
     decode_request,
     encode_reply,
 )
 from tracker.ownership import Command, Decision, FromWorker, PassTime, Start, State, Stop, WasAway
-from tracker.shapes import ProtocolError
+from tracker.shapes import ProtocolError, unpack
 
 Peer = Hashable
 """Where a frame came from, and its answer goes to."""
@@ -75,6 +85,15 @@ class Seen:
     through: int
 
 
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A checkpoint: the note, over how many records it is, and when it was made (wall time)."""
+
+    note: bytes
+    size: int
+    made_ns: int
+
+
 @dataclass(slots=True)
 class Batch:
     """What is appended together, and what is sent once it is there."""
@@ -90,22 +109,38 @@ class Batch:
         return bool(self.records or self.answers)
 
 
-class Machine:
-    """Drive it with `recover`, `start`, then `receive`, `pass_time` and `take`; at last `stop`."""
+def no_proof(_old_size: int, _size: int) -> Sequence[bytes]:
+    """Of a machine without a log, which has no checkpoints either."""
+    return ()
 
-    def __init__(
+
+class Machine:
+    """Drive it with `recover`, `start`, then `receive`, `pass_time` and `take`; at last `stop`.
+
+    `key`: the public key whose private half signs the log, if any does; then tell it of each checkpoint.
+    `consistency`: RFC 6962's proof between two sizes of the log.
+    """
+
+    def __init__(  # noqa: PLR0913 (each by its name)
         self,
         state: State,
         *,
         version: str,
         nonce: Callable[[], bytes],
         stored_answer: Callable[[str, int, int], bytes | None],
+        key: str | None = None,
+        consistency: Callable[[int, int], Sequence[bytes]] = no_proof,
     ) -> None:
-        self.state = state
         self.counters: Counter[str] = Counter()
+        self._memory = Memory(state)
         self._version = version
         self._nonce = nonce
         self._stored_answer = stored_answer
+        self._key = key
+        self._consistency = consistency
+        self._checkpoint: Signed | None = None
+        self._ordering: list[tuple[Peer, Request]] = []
+        self._peers: dict[str, tuple[Peer, int]] = {}
         self._heard: dict[str, Heard] = {}
         self._batch = Batch()
         self._answers: dict[tuple[str, int, int], bytes] = {}
@@ -114,22 +149,42 @@ class Machine:
         self._started_ns = 0
         self._now: Instant | None = None
 
-    def recover(self, records: Iterable[Record], latest: Iterable[tuple[str, int, int]]) -> Self:
-        """Folds the log, and goes on after `latest`: each worker's name, incarnation and last sequence."""
-        told_ns: dict[str, int] = {}
+    @property
+    def state(self) -> State:
+        """What its decisions depend on."""
+        return self._memory.state
+
+    def recover(
+        self,
+        records: Iterable[Record],
+        latest: Iterable[tuple[str, int, int]],
+        snapshot: Snapshot | None = None,
+    ) -> Self:
+        """Folds the log, and goes on after `latest`: each worker's name, incarnation and last sequence.
+
+        With a snapshot, `records` are those behind it. ProtocolError: it has no state that we know.
+        """
+        if snapshot is not None:
+            self._memory = image.decoded(snapshot.state, lease_ms=self.state.lease_ms)
+            self._size = snapshot.size
         for record in records:
-            ownership.apply(self.state, from_record(record), record.wall_ns)
-            told_ns[record.source.name] = min(record.wall_ns, record.reported_ns or record.wall_ns)
+            self._memory.take_in(record)
             self._size += 1
         for name, incarnation, sequence in latest:
-            self._heard[name] = Heard(incarnation, sequence, told_ns.get(name, 0))
+            self._heard[name] = Heard(incarnation, sequence, self._memory.told_ns.get(name, 0))
         return self
 
-    def start(self, now: Instant, boot: str, previous_alive_ns: int | None) -> None:
-        """The tracker's first word. Leases begin anew."""
+    def start(
+        self, now: Instant, boot: str, previous_alive_ns: int | None, endorsement: bytes | None = None
+    ) -> None:
+        """The tracker's first word. Leases begin anew.
+
+        `endorsement`: what the key that has signed the log so far says of the new one.
+        """
         self._started_ns = now.wall_ns
         self._now = now
-        self._decide_own(Start(self._version, boot, previous_alive_ns), now)
+        news = None if self._key in (None, self.state.key) else KeyChanged(str(self._key), endorsement)
+        self._decide_own(Start(self._version, boot, previous_alive_ns, news), now)
 
     def stop(self, now: Instant) -> None:
         """Its last one."""
@@ -143,6 +198,35 @@ class Machine:
     def was_away(self, away_ns: int, now: Instant) -> None:
         """Nobody was listened to for so long: what came meanwhile has yet to be heard."""
         self._decide_own(WasAway(away_ns), now)
+
+    def snapshot(self, now: Instant, root: bytes) -> Snapshot:
+        """A snapshot of the state that the appended records give, `root` being their tree's.
+
+        Right after `take` and the append; its record is the next batch, which is appended with it.
+        """
+        if self._batch.records:
+            raise RuntimeError("a snapshot of what is not appended yet")
+        snapshot = Snapshot(image.NAME, image.VERSION, self._size, image.encoded(self._memory))
+        said = unpack(SnapshotTaken, snapshot_fields(snapshot, root))
+        ownership.apply(self.state, said, now.wall_ns)
+        self._log((said,), TRACKER, self.state.run, self._next_own(), now)
+        return snapshot
+
+    @property
+    def checkpoint_ordered(self) -> bool:
+        """Whether somebody waits for a checkpoint over all that is appended."""
+        return bool(self._ordering)
+
+    def checkpoint_made(self, signed: Signed) -> None:
+        """The latest checkpoint: to those who ordered it and, if it is new, to every worker."""
+        before, self._checkpoint = self._checkpoint, signed
+        for peer, request in self._ordering:
+            self._send(peer, request, self._checkpoint_since(0))
+        self._ordering.clear()
+        if before != signed:
+            news = self._checkpoint_since(0 if before is None else before.size)
+            for peer, incarnation in self._peers.values():
+                self._tell(peer, incarnation, news)
 
     def next_deadline(self) -> int | None:
         """When `pass_time` is due, by the monotonic clock."""
@@ -160,15 +244,32 @@ class Machine:
             self.pass_time(now)
         try:
             request = decode_request(frame)
-            if only_reading and not isinstance(request.body, GetStatus):
+            if only_reading and not isinstance(request.body, Question):
                 raise ProtocolError("role", f"a reader sent {type(request.body).__name__}")
         except ProtocolError as error:
             self.drop(error)
             return
+        if not self._answered_at_once(peer, request, now):
+            self._from_worker(peer, request, now)
+
+    def _answered_at_once(self, peer: Peer, request: Request, now: Instant) -> bool:
+        """Whether it was a question or an order, which anybody may have who may use the socket."""
+        match request.body:
+            case GetStatus():
+                self._send(peer, request, self._status(now))
+            case GetCheckpoint(size):
+                self._send(peer, request, self._checkpoint_since(size))
+            case MakeCheckpoint() if self._key is None:
+                self._send(peer, request, self._checkpoint_since(0))
+            case MakeCheckpoint():
+                self._ordering.append((peer, request))
+            case _:
+                return False
+        return True
+
+    def _from_worker(self, peer: Peer, request: Request, now: Instant) -> None:
         heard = self._heard.get(request.worker)
-        if isinstance(request.body, GetStatus):
-            self._send(peer, request, self._status(now))
-        elif heard is not None and request.incarnation < heard.incarnation:
+        if heard is not None and request.incarnation < heard.incarnation:
             self.counters["superseded"] += 1
             self._send(peer, request, OutboxSuperseded(heard.incarnation))
         elif isinstance(request.body, Heartbeat):
@@ -176,8 +277,19 @@ class Machine:
             decision = self._decide(FromWorker(request.worker, request.body), now)
             self._log(decision.events, TRACKER, self.state.run, self._next_own(), now)
             self._reply(peer, request, decision)
+            self._meet(peer, request)
         else:
             self._durable(peer, request, heard, now)
+            self._meet(peer, request)
+
+    def _meet(self, peer: Peer, request: Request) -> None:
+        """Remember where this worker is to be found; whoever is new there gets the latest checkpoint."""
+        if request.worker not in self._heard:
+            return
+        before = self._peers.get(request.worker)
+        self._peers[request.worker] = peer, request.incarnation
+        if before != (peer, request.incarnation) and self._checkpoint is not None:
+            self._tell(peer, request.incarnation, self._checkpoint_since(0))
 
     def drop(self, error: ProtocolError) -> None:
         """Counts garbage by where it is wrong: few words, however many frames."""
@@ -210,7 +322,7 @@ class Machine:
 
     def _take(self, peer: Peer, request: Request, missed: list[RecordsMissed], now: Instant) -> None:
         body = request.body
-        if isinstance(body, Heartbeat | GetStatus):
+        if isinstance(body, Volatile):
             raise TypeError(f"{type(body).__name__} has no sequence")
         # Later messages were submitted after this one, which may have waited long in the outbox.
         told_ns = max(0, now.wall_ns - request.age_ms * ownership.MILLISECOND_NS)
@@ -260,6 +372,7 @@ class Machine:
             source = Source(name, incarnation, sequence, part)
             record = to_record(event, wall_ns=now.wall_ns, source=source, nonce=self._nonce())
             self._batch.records.append(record)
+            self._memory.hear(record)
             self._size += 1
 
     def _reply(self, peer: Peer, request: Request, decision: Decision) -> bytes:
@@ -271,6 +384,19 @@ class Machine:
         frame = encode_reply(Reply(request.incarnation, request.sequence, body))
         self._batch.frames.append((peer, frame))
         return frame
+
+    def _tell(self, peer: Peer, incarnation: int, body: ReplyBody) -> None:
+        """What answers nothing."""
+        self._batch.frames.append((peer, encode_reply(Reply(incarnation, 0, body))))
+
+    def _checkpoint_since(self, size: int) -> CheckpointMade | NoCheckpoint:
+        """The latest checkpoint, shown to continue one over `size` records if it is over as many or more."""
+        if self._checkpoint is None:
+            return NoCheckpoint("no key signs this log" if self._key is None else "none is made yet")
+        if not 0 < size <= self._checkpoint.size:
+            return CheckpointMade(self._checkpoint.note, 0, ())
+        proof = self._consistency(size, self._checkpoint.size)
+        return CheckpointMade(self._checkpoint.note, size, tuple(proof))
 
     def _status(self, now: Instant) -> Status:
         bindings = sorted(self.state.bindings)
@@ -284,7 +410,15 @@ class Machine:
             tuple(self.state.bindings[number].view() for number in bindings[:BINDINGS_LIMIT]),
             max(0, len(bindings) - BINDINGS_LIMIT),
             counters,
+            self._protection(),
         )
+
+    def _protection(self) -> Protection | None:
+        if self._key is None:
+            return None
+        if self._checkpoint is None:
+            return Protection(self._key, 0, None)
+        return Protection(self._key, self._checkpoint.size, self._checkpoint.made_ns)
 
     def _sessions(self, now: Instant) -> Iterable[SessionView]:
         for name, gateway in sorted(self.state.gateways.items()):

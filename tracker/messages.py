@@ -9,8 +9,9 @@ one ProtocolError that names the field. Rule 2: what encodes here decodes here: 
 """
 
 import enum
+import typing
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgpack
 
@@ -31,6 +32,8 @@ from tracker.events import (
 from tracker.shapes import (
     Address,
     Count,
+    Hash,
+    Limits,
     Mac,
     Milliseconds,
     Name,
@@ -50,8 +53,12 @@ REPLY_LIMIT: Final = 8 * 1024 * 1024
 """The longest frame the tracker sends: a SessionGranted with BINDINGS_LIMIT bindings of the longest names."""
 BINDINGS_LIMIT: Final = 4096
 """How many bindings a gateway may have, and a Status shows."""
+NOTE_LIMIT: Final = 64 * 1024
+"""The longest signed note, in bytes; as eventlog.note has it."""
 AGE_UNKNOWN_MS: Final = 2**32 - 1
 """The message is from before a clock step or a reboot: older than anything."""
+
+Note = Annotated[bytes, Limits(0, NOTE_LIMIT)]
 
 
 class ClaimRefusal(enum.StrEnum):
@@ -122,6 +129,18 @@ class Heartbeat:
 @dataclass(frozen=True, slots=True)
 class GetStatus:
     """Whoever may read asks how it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class GetCheckpoint:
+    """Whoever keeps a checkpoint over `size` records (0: none) wants the latest, with the proof from his."""
+
+    size: Count
+
+
+@dataclass(frozen=True, slots=True)
+class MakeCheckpoint:
+    """Order: sign what is in the log by now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +236,36 @@ class OutboxSuperseded:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointMade:
+    """The latest checkpoint, a signed note; sent to every worker, and to whoever asks.
+
+    `proof`: that its log continues the one that had `since` records (RFC 6962's consistency proof); nothing
+    is shown where `since` is 0.
+    """
+
+    note: Note
+    since: Count
+    proof: tuple[Hash, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NoCheckpoint:
+    reason: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """`key`: of whoever signs here, its public half; `size`: the last checkpoint is over so many records.
+
+    `made_ns`: when that was, None if there is none yet.
+    """
+
+    key: Text
+    size: Count
+    made_ns: Nanoseconds | None
+
+
+@dataclass(frozen=True, slots=True)
 class SessionView:
     gateway: Name
     epoch: Count
@@ -235,7 +284,10 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`bindings_omitted`: how many did not fit into the frame; the log has them all."""
+    """`bindings_omitted`: how many did not fit into the frame; the log has them all.
+
+    `protection`: None where no key signs checkpoints, so that nothing of the log is protected.
+    """
 
     version: Text
     run: Count
@@ -245,12 +297,15 @@ class Status:
     bindings: tuple[BindingView, ...]
     bindings_omitted: Count
     counters: tuple[Counter, ...]
+    protection: Protection | None
 
 
 Durable = OpenSession | CloseSession | ClaimPort | Report
 """Kept in the outbox until answered; sequence 1, 2, 3…"""
-Volatile = Heartbeat | GetStatus
+Volatile = Heartbeat | GetStatus | GetCheckpoint | MakeCheckpoint
 """Sent once, with sequence 0."""
+Question = GetStatus | GetCheckpoint
+"""Changes nothing: a reader may ask it."""
 Body = Durable | Volatile
 ReplyBody = (
     SessionGranted
@@ -264,6 +319,8 @@ ReplyBody = (
     | ResendFrom
     | OutboxSuperseded
     | Status
+    | CheckpointMade
+    | NoCheckpoint
 )
 
 REQUEST_KINDS: Final[dict[int, type[Body]]] = {
@@ -278,6 +335,8 @@ REQUEST_KINDS: Final[dict[int, type[Body]]] = {
     15: QueueOverflowed,
     20: Heartbeat,
     21: GetStatus,
+    22: GetCheckpoint,
+    23: MakeCheckpoint,
 }
 REPLY_KINDS: Final[dict[int, type[ReplyBody]]] = {
     1: SessionGranted,
@@ -291,7 +350,10 @@ REPLY_KINDS: Final[dict[int, type[ReplyBody]]] = {
     23: ResendFrom,
     24: OutboxSuperseded,
     25: Status,
+    26: CheckpointMade,
+    27: NoCheckpoint,
 }
+_VOLATILE: Final = typing.get_args(Volatile)
 _REQUEST_NUMBERS = {shape: number for number, shape in REQUEST_KINDS.items()}
 _REPLY_NUMBERS = {shape: number for number, shape in REPLY_KINDS.items()}
 
@@ -353,7 +415,7 @@ def decode_request(frame: bytes) -> Request:
     head = unpack(_RequestHead, values[2:-1], "request")
     if head.worker == TRACKER:
         raise ProtocolError("request.worker", f"{TRACKER!r} is the tracker's own name")
-    if (head.sequence == 0) != (shape in (Heartbeat, GetStatus)):
+    if (head.sequence == 0) != (shape in _VOLATILE):
         raise ProtocolError("request.sequence", f"{head.sequence} does not go with {shape.__name__}")
     if head.sequence and head.acknowledged >= head.sequence:
         raise ProtocolError("request.acknowledged", f"{head.acknowledged} is not before {head.sequence}")

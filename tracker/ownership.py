@@ -23,15 +23,20 @@ from tracker.events import (
     Event,
     HolderNamed,
     KernelStateRestored,
+    KeyChanged,
     Policy,
     PortBound,
     PortRefused,
     PortUnbound,
     PublicAddressChanged,
     QueueOverflowed,
+    RecordRedacted,
     RecordsMissed,
     RefusalsEnded,
     Resource,
+    SegmentArchived,
+    SegmentClosed,
+    SegmentPruned,
     ServiceDefined,
     ServiceDefinition,
     ServiceRemoved,
@@ -40,6 +45,7 @@ from tracker.events import (
     SessionOpened,
     SessionRefused,
     Sharing,
+    SnapshotTaken,
     TrackerStarted,
     TrackerStopped,
     WorkerLost,
@@ -82,11 +88,15 @@ class FromWorker:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The tracker begins on this state; `previous_alive_ns`: its predecessor was last known to live then."""
+    """The tracker begins on this state; `previous_alive_ns`: its predecessor was last known to live then.
+
+    `key_change`: it has another signing key than the log knows of.
+    """
 
     version: str
     boot: str
     previous_alive_ns: int | None
+    key_change: KeyChanged | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +161,16 @@ class Decision:
 
 @dataclass(slots=True)
 class Session:
-    """`deadline_ns`: the lease's end, monotonic; `heard_ns`: wall time of the last heartbeat."""
+    """`deadline_ns`: the lease's end, monotonic; `heard_ns`: wall time of the last heartbeat, or of opening.
+
+    What is not compared, is not logged; `image` says what becomes of it at a restart.
+    """
 
     epoch: int
     worker: str
     host: str
     public_addresses: tuple[bytes, ...]
+    opened_ns: int
     lost_since_ns: int | None = None
     refused: set[str] = field(default_factory=set)
     deadline_ns: int = field(default=0, compare=False)
@@ -178,6 +192,7 @@ class Gateway:
 
 @dataclass(slots=True)
 class Refusals:
+    first_ns: int
     count: int = field(default=1, compare=False)
     last_ns: int = field(default=0, compare=False)
 
@@ -198,7 +213,10 @@ class Binding:
 
 @dataclass(slots=True)
 class State:
-    """Everything that decisions depend on; `highest_wall_ns` is of the records since the last clock step."""
+    """Everything that decisions depend on; `highest_wall_ns` is of the records since the last clock step.
+
+    `key`: the public key that signs the log's checkpoints. Whatever is added here goes into `image`, too.
+    """
 
     lease_ms: int = field(compare=False)
     run: int = 0
@@ -207,6 +225,7 @@ class State:
     held: dict[Resource, int] = field(default_factory=dict)
     next_binding: int = 1
     highest_wall_ns: int | None = None
+    key: str | None = None
     clock_offset_ns: int | None = field(default=None, compare=False)
 
 
@@ -444,7 +463,7 @@ def _start(state: State, command: Start, now: Instant) -> Decision:
         )
         for name, session in _leases(state)
     )
-    return Decision((started,), leases)
+    return Decision((started,) if command.key_change is None else (command.key_change, started), leases)
 
 
 def _lost_workers(state: State, now: Instant) -> Iterator[WorkerLost]:
@@ -479,11 +498,12 @@ def apply(  # noqa: C901, PLR0912 (one branch for each event: a table in the sha
     state: State, event: Event, wall_ns: int
 ) -> None:
     """Makes `event`, recorded at `wall_ns`, part of the state. One that does not fit raises KeyError."""
-    stepped = isinstance(event, ClockStepped) or state.highest_wall_ns is None
-    state.highest_wall_ns = wall_ns if stepped else max(wall_ns, state.highest_wall_ns or 0)
+    apply_time(state, wall_ns, stepped=isinstance(event, ClockStepped))
     match event:
         case TrackerStarted():
             state.run = event.run
+        case KeyChanged():
+            state.key = event.key
         case ServiceDefined():
             state.gateways.setdefault(event.gateway, Gateway()).services[event.service.name] = event.service
         case ServiceRemoved():
@@ -502,19 +522,29 @@ def apply(  # noqa: C901, PLR0912 (one branch for each event: a table in the sha
         case PortBound():
             _apply_bound(state, event, wall_ns)
         case PortRefused():
-            state.bindings[event.binding].refusals[event.claimant] = Refusals(1, wall_ns)
+            state.bindings[event.binding].refusals[event.claimant] = Refusals(wall_ns, 1, wall_ns)
         case PortUnbound():
             _apply_unbound(state, event)
         case HolderNamed():
             state.bindings[event.binding].user_name = event.user_name
         case PublicAddressChanged():
             _apply_address(state, event)
-        case TrackerStopped() | ClockStepped() | RecordsMissed() | RefusalsEnded():
+        case TrackerStopped() | ClockStepped() | RecordsMissed() | RefusalsEnded() | SnapshotTaken():
+            pass
+        case RecordRedacted() | SegmentClosed() | SegmentArchived() | SegmentPruned():
             pass
         case BindingInstalled() | BindingWithdrawn() | KernelStateRestored() | QueueOverflowed():
             pass
         case _:
             assert_never(event)
+
+
+def apply_time(state: State, wall_ns: int, *, stepped: bool = False) -> None:
+    """Makes the time of a record part of the state, whatever else the record says."""
+    if stepped or state.highest_wall_ns is None:
+        state.highest_wall_ns = wall_ns
+    else:
+        state.highest_wall_ns = max(wall_ns, state.highest_wall_ns)
 
 
 def apply_unlogged(state: State, change: Unlogged) -> None:
@@ -545,7 +575,9 @@ def _apply_opened(state: State, event: SessionOpened, wall_ns: int) -> None:
     if gateway.worker != event.worker:
         gateway.trusted_epoch = event.epoch
     gateway.epoch, gateway.worker = event.epoch, event.worker
-    gateway.session = Session(event.epoch, event.worker, event.host, event.public_addresses, heard_ns=wall_ns)
+    gateway.session = Session(
+        event.epoch, event.worker, event.host, event.public_addresses, opened_ns=wall_ns, heard_ns=wall_ns
+    )
 
 
 def _apply_bound(state: State, event: PortBound, wall_ns: int) -> None:

@@ -2,7 +2,9 @@
 
 Rule 1: a table says what the records say, by the tracker's clock; how much of it can be believed at a given
 time is `audit`'s affair. Rule 2: `peer` is empty where a service is not shared per peer, never NULL, so that
-it can be compared. A change to what the tables hold raises `version`: the store then folds the log again.
+it can be compared. Rule 3: the records of a binding are found again by positions that cost few bytes: in the
+rows that they make anyway, or in `mentions`; the records of its end lie side by side before its last one.
+A change to what the tables hold raises `version`: the store then folds the log again.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,6 +23,7 @@ from tracker.events import (
     PortBound,
     PortRefused,
     PortUnbound,
+    PublicAddressChanged,
     RecordsMissed,
     RefusalsEnded,
     ServiceDefined,
@@ -59,12 +62,14 @@ BINDINGS: Final = TableSpec(
         "octets": int,
         "refusals": int,
         "bound_position": int,
+        "installed_position": int,
+        "named_position": int,
         "unbound_position": int,
     },
     primary_key=("binding",),
     not_null=frozenset({"gateway", "public_address", "service", "peer", "holder", "since_ns", "refusals"}),
     indexes=(
-        ("gateway", "public_address", "service", "peer", "since_ns"),
+        ("gateway", "public_address", "service", "peer"),  # and by binding within: it is the rowid
         ("holder", "since_ns"),
         ("since_ns",),
         ("until_ns",),
@@ -75,9 +80,25 @@ RESOURCES: Final = TableSpec(
     primary_key=("gateway", "public_address", "service", "peer"),
 )
 REFUSALS: Final = TableSpec(
-    {"binding": int, "claimant": bytes, "mac": bytes, "count": int, "first_ns": int, "last_ns": int},
+    {
+        "binding": int,
+        "claimant": bytes,
+        "mac": bytes,
+        "count": int,
+        "first_ns": int,
+        "last_ns": int,
+        "position": int,
+    },
     primary_key=("binding", "claimant"),
-    not_null=frozenset({"count", "first_ns", "last_ns"}),
+    not_null=frozenset({"count", "first_ns", "last_ns", "position"}),
+)
+MENTIONS: Final = TableSpec({"binding": int, "position": int}, primary_key=("binding", "position"))
+"""Where a binding is spoken of again: another name of its user, another installation."""
+ADDRESS_CHANGES: Final = TableSpec(
+    {"position": int, "gateway": str, "old": bytes, "new": bytes},
+    primary_key=("position",),
+    not_null=frozenset({"gateway"}),
+    indexes=(("gateway",),),
 )
 SERVICES: Final = TableSpec(
     {
@@ -89,6 +110,7 @@ SERVICES: Final = TableSpec(
         "idle_ms": int,
         "since_ns": int,
         "until_ns": int,
+        "until_position": int,
     },
     primary_key=("gateway", "name", "since_position"),
     not_null=frozenset({"policy", "sharing", "idle_ms", "since_ns"}),
@@ -114,13 +136,15 @@ SESSIONS: Final = TableSpec(
         "epoch": int,
         "worker": str,
         "host": str,
+        "lease_ms": int,
         "since_ns": int,
         "until_ns": int,
         "reason": str,
+        "position": int,
     },
     primary_key=("gateway", "epoch"),
-    not_null=frozenset({"worker", "host", "since_ns"}),
-    indexes=(("gateway", "until_ns"), ("worker",)),
+    not_null=frozenset({"worker", "host", "lease_ms", "since_ns", "position"}),
+    indexes=(("gateway", "until_ns"), ("worker", "gateway")),
 )
 OUTAGES: Final = TableSpec(
     {
@@ -131,26 +155,38 @@ OUTAGES: Final = TableSpec(
         "since_ns": int,
         "until_ns": int,
         "detail": str,
+        "span_class": int,
     },
     primary_key=("position",),
     not_null=frozenset({"kind", "detail"}),
-    indexes=(("gateway", "until_ns"), ("until_ns",)),
+    indexes=(("gateway", "until_ns"), ("span_class", "since_ns")),
 )
+SPAN_CLASS_BITS: Final = 4
+"""An outage of span class c lasted less than 2 ** (SPAN_CLASS_BITS * (c + 1)) ns; open ones have none."""
+CLOCK_STEPS: Final = TableSpec(
+    {"position": int, "from_ns": int, "to_ns": int},
+    primary_key=("position",),
+    not_null=frozenset({"from_ns", "to_ns"}),
+)
+"""Where the clock began anew: it had shown everything up to `from_ns`, and went on at `to_ns`."""
 
 
 class Bindings:
     """Who held what from when to when, what services there were, and when nobody looked."""
 
     name: Final = "bindings"
-    version: Final = 1
+    version: Final = 2
     tables: Final[Mapping[str, TableSpec]] = {
         "bindings": BINDINGS,
         "resources": RESOURCES,
         "refusals": REFUSALS,
+        "mentions": MENTIONS,
+        "address_changes": ADDRESS_CHANGES,
         "services": SERVICES,
         "service_ports": SERVICE_PORTS,
         "sessions": SESSIONS,
         "outages": OUTAGES,
+        "clock_steps": CLOCK_STEPS,
     }
 
     def rows(self, position: int, record: Record, read: Reader) -> Iterator[RowChange]:
@@ -171,14 +207,15 @@ def _binding_rows(position: int, wall_ns: int, event: Event, read: Reader) -> It
             yield from _bound(position, wall_ns, event, read)
         case PortRefused(binding, claimant, mac):
             row: dict[str, Cell] = {"binding": binding, "claimant": claimant, "mac": mac, "count": 1}
-            yield Insert("refusals", {**row, "first_ns": wall_ns, "last_ns": wall_ns})
+            yield Insert("refusals", {**row, "first_ns": wall_ns, "last_ns": wall_ns, "position": position})
             yield _count_refusals(binding, 1, read)
         case RefusalsEnded(binding, claimant, count, last_ns):
             yield Update("refusals", (binding, claimant), {"count": count, "last_ns": last_ns})
             yield _count_refusals(binding, count - 1, read)
         case BindingInstalled(_, _, binding, installed_ns):
-            if _row(read, "bindings", binding)["installed_ns"] is None:
-                yield Update("bindings", (binding,), {"installed_ns": installed_ns})
+            yield _first_or_again(
+                position, binding, "installed_position", {"installed_ns": installed_ns}, read
+            )
         case BindingWithdrawn():
             names = ("withdrawn_ns", "last_packet_ns", "packets", "octets")
             yield Update("bindings", (event.binding,), {name: getattr(event, name) for name in names})
@@ -186,9 +223,21 @@ def _binding_rows(position: int, wall_ns: int, event: Event, read: Reader) -> It
             ended = {"until_ns": wall_ns, "reason": reason.value, "unbound_position": position}
             yield Update("bindings", (binding,), ended)
         case HolderNamed(_, _, binding, user_name):
+            yield _first_or_again(position, binding, "named_position", {}, read)
             yield Update("bindings", (binding,), {"user_name": user_name})
+        case PublicAddressChanged(gateway, _, old, new):
+            yield Insert(
+                "address_changes", {"position": position, "gateway": gateway, "old": old, "new": new}
+            )
         case _:
             pass
+
+
+def _first_or_again(position: int, binding: int, column: str, first: Row, read: Reader) -> RowChange:
+    """The first record of its kind stands in the binding's row, with what it says; any other is a mention."""
+    if _row(read, "bindings", binding)[column] is None:
+        return Update("bindings", (binding,), {column: position, **first})
+    return Insert("mentions", {"binding": binding, "position": position})
 
 
 def _bound(position: int, wall_ns: int, event: PortBound, read: Reader) -> Iterator[RowChange]:
@@ -224,7 +273,7 @@ def _count_refusals(binding: int, more: int, read: Reader) -> Update:
 def _session_rows(position: int, wall_ns: int, event: Event, read: Reader) -> Iterator[RowChange]:
     match event:
         case ServiceDefined(gateway, service):
-            yield from _service_ends(gateway, service.name, wall_ns, read)
+            yield from _service_ends(gateway, service.name, position, wall_ns, read)
             key: dict[str, Cell] = {"gateway": gateway, "name": service.name, "since_position": position}
             kind: dict[str, Cell] = {"policy": service.policy.value, "sharing": service.sharing.value}
             yield Insert("services", {**key, **kind, "idle_ms": service.idle_ms, "since_ns": wall_ns})
@@ -237,27 +286,30 @@ def _session_rows(position: int, wall_ns: int, event: Event, read: Reader) -> It
                     }
                     yield Insert("service_ports", {**key, "use": use, "number": number, **span})
         case ServiceRemoved(gateway, name):
-            yield from _service_ends(gateway, name, wall_ns, read)
-        case SessionOpened(gateway, epoch, worker, host):
+            yield from _service_ends(gateway, name, position, wall_ns, read)
+        case SessionOpened(gateway, epoch, worker, host, _, lease_ms):
             who: dict[str, Cell] = {"gateway": gateway, "epoch": epoch, "worker": worker, "host": host}
-            yield Insert("sessions", {**who, "since_ns": wall_ns})
+            yield Insert("sessions", {**who, "lease_ms": lease_ms, "since_ns": wall_ns, "position": position})
         case SessionEnded(gateway, epoch, _, reason):
             yield Update("sessions", (gateway, epoch), {"until_ns": wall_ns, "reason": reason.value})
         case _:
             pass
 
 
-def _service_ends(gateway: str, name: str, wall_ns: int, read: Reader) -> Iterator[RowChange]:
+def _service_ends(gateway: str, name: str, position: int, wall_ns: int, read: Reader) -> Iterator[RowChange]:
+    ended: dict[str, Cell] = {"until_ns": wall_ns, "until_position": position}
     for row in read.find("services", {"gateway": gateway, "name": name, "until_ns": None}):
-        yield Update("services", (gateway, name, row["since_position"]), {"until_ns": wall_ns})
+        yield Update("services", (gateway, name, row["since_position"]), ended)
 
 
 def _outage_rows(position: int, wall_ns: int, event: Event, read: Reader) -> Iterator[RowChange]:
     match event:
         case TrackerStarted(run, _, _, int(alive_ns)):
-            yield _outage(position, "tracker-down", (alive_ns, wall_ns), f"before run {run}")
+            yield from _tracker_down(position, run, alive_ns, wall_ns, read)
         case ClockStepped(from_ns, to_ns):
-            yield _outage(position, "clock-stepped", (from_ns, to_ns), "")
+            detail = "set back" if to_ns < from_ns else "set forward"
+            yield _outage(position, "clock-stepped", (from_ns, to_ns), detail)
+            yield Insert("clock_steps", {"position": position, "from_ns": from_ns, "to_ns": to_ns})
         case RecordsMissed(worker, _, first, last, since_ns):
             upto = "an unknown end" if last is None else str(last)
             row = _outage(position, "records-missed", (since_ns, wall_ns), f"messages {first} to {upto}")
@@ -268,22 +320,58 @@ def _outage_rows(position: int, wall_ns: int, event: Event, read: Reader) -> Ite
         case WorkerLost(gateway, _, worker, heard_ns):
             row = _outage(position, "worker-lost", (heard_ns, None), "")
             yield Insert("outages", {**row.values, "gateway": gateway, "worker": worker})
-        case SessionEnded(gateway, _, worker, SessionEnding.CLOSED):
-            row = _outage(position, "worker-stopped", (wall_ns, None), "")
-            yield Insert("outages", {**row.values, "gateway": gateway, "worker": worker})
+        case SessionEnded(gateway, epoch, worker, reason):
+            if reason is SessionEnding.CLOSED:
+                row = _outage(position, "worker-stopped", (wall_ns, None), "")
+                yield Insert("outages", {**row.values, "gateway": gateway, "worker": worker})
+            elif not read.find("outages", {"gateway": gateway, "until_ns": None}):
+                row = _worker_changed(position, _row(read, "sessions", gateway, epoch), wall_ns, reason)
+                yield Insert("outages", {**row.values, "gateway": gateway, "worker": worker})
         case WorkerReturned(gateway) | SessionOpened(gateway):
             for found in read.find("outages", {"gateway": gateway, "until_ns": None}):
-                yield Update("outages", (found["position"],), {"until_ns": wall_ns})
+                span = _span(_time(found["since_ns"]), wall_ns)
+                yield Update("outages", (found["position"],), span)
         case _:
             pass
 
 
+def _tracker_down(position: int, run: int, alive_ns: int, wall_ns: int, read: Reader) -> Iterator[RowChange]:
+    stepped = read.get("clock_steps", (position - 1,))
+    if stepped is not None and alive_ns > wall_ns:
+        # The clock was set back while nobody lived: for how long can't be said, and it had shown more than
+        # the last record says.
+        from_ns = max(alive_ns, _time(stepped["from_ns"]) or 0)
+        yield Update("clock_steps", (position - 1,), {"from_ns": from_ns})
+        yield Update("outages", (position - 1,), _span(_time(stepped["to_ns"]), from_ns))
+        wall_ns = alive_ns
+    yield _outage(position, "tracker-down", (alive_ns, wall_ns), f"before run {run}")
+
+
+def _worker_changed(position: int, session: Row, wall_ns: int, reason: SessionEnding) -> Insert:
+    """A worker began anew: the one before had been heard within its lease, nobody knows when exactly."""
+    kind = "worker-restarted" if reason is SessionEnding.REOPENED else "worker-replaced"
+    heard_ns = wall_ns - (_time(session["lease_ms"]) or 0) * 1_000_000
+    return _outage(position, kind, (min(wall_ns, max(heard_ns, _time(session["since_ns"]) or 0)), None), "")
+
+
 def _outage(position: int, kind: str, span: tuple[int | None, int | None], detail: str) -> Insert:
-    since_ns, until_ns = span
+    return Insert("outages", {"position": position, "kind": kind, "detail": detail, **_span(*span)})
+
+
+def _span(since_ns: int | None, until_ns: int | None) -> Row:
+    """Both ends and the class of what lies between, by which an outage is found from any time within."""
     if since_ns is not None and until_ns is not None and until_ns < since_ns:
         since_ns, until_ns = until_ns, since_ns  # the clock was set back in between: all of it is in doubt
-    span_columns = {"since_ns": since_ns, "until_ns": until_ns}
-    return Insert("outages", {"position": position, "kind": kind, "detail": detail, **span_columns})
+    ends = {"since_ns": since_ns, "until_ns": until_ns}
+    if since_ns is None or until_ns is None:
+        return {**ends, "span_class": None}
+    return {**ends, "span_class": max(0, (until_ns - since_ns).bit_length() - 1) // SPAN_CLASS_BITS}
+
+
+def _time(cell: Cell) -> int | None:
+    if cell is None or isinstance(cell, int):
+        return cell
+    raise TypeError(f"{cell!r} is no number")
 
 
 def _row(read: Reader, table: str, *key: Cell) -> Row:

@@ -3,31 +3,37 @@
 Rule 1: drain what has come, decide it all, append it in one transaction, then send. Rule 2: no frame leaves
 before the append of its batch has returned. Rule 3: a failed append ends the process, because what is on the
 disk is then unknown; its answers are never sent, so the workers ask again. Rule 4: noise is logged at most
-once in ten seconds.
+once in ten seconds. Rule 5: a snapshot that is not what its record in the tree says is not believed: the log
+is folded from its first record, and that is said.
 """
 
 import logging
 import os
 import platform
 import secrets
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import zmq
 
 from eventlog.lock import WriterLock
+from eventlog.reading import RecordsGone
 from eventlog.record import NONCE_SIZE, Record
-from eventlog.store import Answer, Forget, Log, LogBusy
+from eventlog.snapshot import Snapshot, SnapshotDamaged
+from eventlog.store import Answer, Forget, Log, LogBusy, LogUnreadable
+from tracker import image
 from tracker.audit import ALIVE, alive_note, alive_ns
 from tracker.clock import read_clock
 from tracker.configuration import IPC, TrackerSection
 from tracker.instant import Instant
-from tracker.machine import Batch, Machine
+from tracker.machine import Batch, Machine, no_proof
 from tracker.messages import REQUEST_LIMIT
+from tracker.notary import Notary
 from tracker.ownership import State
 from tracker.projections import PROJECTIONS
 from tracker.shapes import ProtocolError
@@ -37,10 +43,12 @@ _BURST: Final = 512
 """Frames of one socket in one round: more wait for the next batch."""
 _NOISE_NS: Final = 10_000_000_000
 _LINGER_MS: Final = 500
+_FAREWELL_S: Final = 0.2
 _POLL_NS: Final = 500_000_000
 _AWAY_NS: Final = 1_000_000_000
 """Longer from one poll to the next, and we have not been listening."""
 
+Done = TypeVar("Done")
 Socket = zmq.Socket[bytes]
 Round = dict[Socket | int, int]
 """What a poll has found: sockets, and the descriptor that says stop."""
@@ -54,11 +62,19 @@ class Server:
     """A tracker on its log; `serve` builds it."""
 
     def __init__(
-        self, section: TrackerSection, log: Log, machine: Machine, sockets: dict[Socket, bool]
+        self,
+        section: TrackerSection,
+        log: Log,
+        notary: Notary | None,
+        machine: Machine,
+        sockets: dict[Socket, bool],
     ) -> None:
+        self._section = section
         self._log = log
+        self._notary = notary
         self._machine = machine
         self._sockets = sockets
+        self._snapshot_size = max((it.size for it in log.snapshots(image.NAME)), default=0)
         self._alive_every_ns = round(section.alive_s * 1e9)
         self._alive_due_ns = 0
         self._noise: Counter[str] = Counter()
@@ -72,15 +88,41 @@ class Server:
             poller.register(source, zmq.POLLIN)
         now = read_clock()
         self._listened_ns = now.monotonic_ns
-        self._machine.start(now, boot_identity(), alive_ns(self._log.note(ALIVE)))
-        self._commit(now)
+        self._begin(now)
         LOGGER.info("run %d on %s", self._machine.state.run, self._log.path)
         while stop not in self._round(poller):
             pass
-        now = read_clock()
+        self._end(read_clock())
+        LOGGER.info("stopped")
+
+    def _begin(self, now: Instant) -> None:
+        endorsement = None
+        if self._notary is None:
+            self._say_unprotected()
+        else:
+            key_of_log = self._machine.state.key
+            endorsement = self._notary.endorsement(key_of_log, self._section.previous_signing_key)
+            if self._notary.last is not None:
+                self._machine.checkpoint_made(self._notary.last)
+        self._machine.start(now, boot_identity(), alive_ns(self._log.note(ALIVE)), endorsement)
+        self._commit(now)
+
+    def _end(self, now: Instant) -> None:
         self._machine.stop(now)
         self._append(self._machine.take(), alive_note(now.wall_ns, 0))
-        LOGGER.info("stopped")
+        self._take_snapshot(now)
+        self._sign(now)
+        farewell = self._machine.take()
+        if farewell.frames:
+            self._send(farewell)
+            # Workers lose what they have received and not read yet when we hang up (ZMQ_IMMEDIATE): a moment.
+            time.sleep(_FAREWELL_S)
+
+    def _say_unprotected(self) -> None:
+        if self._machine.state.key is None:
+            LOGGER.info("no signing_key is configured: nothing protects this log against who can write it")
+        else:
+            LOGGER.warning("no signing_key is configured, but this log has one: its end is not protected")
 
     def _round(self, poller: zmq.Poller) -> Round:
         found: Round = dict(poller.poll(self._timeout_ms()))
@@ -125,26 +167,41 @@ class Server:
             self._append(batch, note)
         if alive:
             self._alive_due_ns = now.monotonic_ns + self._alive_every_ns
+        self._send(batch)
+        # Behind the answers, which nobody is to wait for longer than for the append.
+        if self._log.head().size - self._snapshot_size >= self._section.snapshot_every_records:
+            self._take_snapshot(now)
+        if self._notary is not None:
+            if self._notary.due(now) or self._machine.checkpoint_ordered:
+                self._sign(now)
+                self._send(self._machine.take())
+            self._notary.write_copy(now)
+
+    def _append(self, batch: Batch, note: bytes | None, snapshot: Snapshot | None = None) -> None:
+        answers = [Answer(it.worker, it.incarnation, it.sequence, it.frame) for it in batch.answers]
+        forget = [Forget(it.worker, it.incarnation, it.through) for it in batch.seen.values()]
+        notes = {} if note is None else {ALIVE: note}
+        _patiently(
+            lambda: self._log.append(
+                batch.records, answers=answers, forget_answers=forget, notes=notes, snapshot=snapshot
+            )
+        )
+
+    def _take_snapshot(self, now: Instant) -> None:
+        snapshot = self._machine.snapshot(now, self._log.head().root)
+        self._append(self._machine.take(), None, snapshot)
+        self._snapshot_size = snapshot.size
+
+    def _sign(self, now: Instant) -> None:
+        notary = self._notary
+        if notary is not None:
+            self._machine.checkpoint_made(_patiently(lambda: notary.sign(now)))
+            notary.write_copy(now)
+
+    @staticmethod
+    def _send(batch: Batch) -> None:
         for peer, frame in batch.frames:
             _send(peer, frame)
-
-    def _append(self, batch: Batch, note: bytes | None) -> None:
-        while True:
-            try:
-                self._log.append(
-                    batch.records,
-                    answers=[
-                        Answer(it.worker, it.incarnation, it.sequence, it.frame) for it in batch.answers
-                    ],
-                    forget_answers=[
-                        Forget(it.worker, it.incarnation, it.through) for it in batch.seen.values()
-                    ],
-                    notes={} if note is None else {ALIVE: note},
-                )
-            except LogBusy as error:
-                LOGGER.warning("%s; nobody is answered until it is free", error)
-            else:
-                return
 
     def _say_noise(self, now: Instant) -> None:
         if now.monotonic_ns < self._noise_due_ns:
@@ -160,22 +217,19 @@ class Server:
 def serve(section: TrackerSection, stop: int) -> None:
     """Opens log and sockets, and serves until `stop` is readable.
 
-    LogLocked, LogUnreadable, EndpointUnusable: it can't begin; AppendFailed: it can't go on.
+    LogLocked, LogUnreadable, KeyUnusable, EndpointUnusable: it can't begin; CheckpointContradicted: it must
+    not; AppendFailed: it can't go on.
     """
     with ExitStack() as stack:
         log = stack.enter_context(Log.open(section.log, projections=PROJECTIONS))
-        machine = Machine(
-            State(lease_ms=round(section.lease_s * 1000)),
-            version=version("porthold"),
-            nonce=lambda: secrets.token_bytes(NONCE_SIZE),
-            stored_answer=log.answer,
-        ).recover(_records(log), _latest(log))
+        notary = Notary.open(section, log, read_clock())
+        machine = _recovered(section, log, notary)
         context = stack.enter_context(zmq.Context())
         sockets = {
             stack.enter_context(_bound(context, section.endpoint, 0o600)): False,
             stack.enter_context(_bound(context, section.reader_endpoint, 0o660)): True,
         }
-        Server(section, log, machine, sockets).run(stop)
+        Server(section, log, notary, machine, sockets).run(stop)
 
 
 def boot_identity() -> str:
@@ -183,16 +237,46 @@ def boot_identity() -> str:
     return f"{platform.node()} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
 
 
+def _recovered(section: TrackerSection, log: Log, notary: Notary | None) -> Machine:
+    """The machine that goes on where the log ends."""
+
+    def fresh() -> Machine:
+        return Machine(
+            State(lease_ms=round(section.lease_s * 1000)),
+            version=version("porthold"),
+            nonce=lambda: secrets.token_bytes(NONCE_SIZE),
+            stored_answer=log.answer,
+            key=None if notary is None else notary.key,
+            consistency=no_proof if notary is None else notary.consistency,
+        )
+
+    try:
+        snapshot = log.latest_snapshot(image.NAME, image.VERSION)
+        if snapshot is not None:
+            machine = fresh().recover(_records(log, snapshot.size), _latest(log), snapshot)
+            behind = log.size - snapshot.size
+            LOGGER.info("state from the snapshot over %d records, and %d behind it", snapshot.size, behind)
+            return machine
+    except (SnapshotDamaged, ProtocolError) as error:
+        LOGGER.warning("a snapshot is not believed: %s; `porthold verify` says more", error)
+    LOGGER.info("state folded from all %d records", log.size)
+    return fresh().recover(_records(log, 0), _latest(log))
+
+
 def _latest(log: Log) -> list[tuple[str, int, int]]:
     return [(answer.name, answer.incarnation, answer.sequence) for answer in log.latest_answers()]
 
 
-def _records(log: Log) -> Iterator[Record]:
-    for entry in log.read():
-        record = entry.record
-        if record is None:
-            raise NotImplementedError(f"record {entry.position} is redacted: its effect is not known here")
-        yield record
+def _records(log: Log, first: int) -> Iterator[Record]:
+    """LogUnreadable: some are gone, and no snapshot that is believed was made of them."""
+    try:
+        for entry in log.read(first):
+            record = entry.record
+            if record is None:
+                raise LogUnreadable(f"{log.path}: record {entry.position} is redacted, no state knows of it")
+            yield record
+    except RecordsGone as error:
+        raise LogUnreadable(f"{log.path}: no state can be made: {error}") from error
 
 
 @contextmanager
@@ -216,6 +300,15 @@ def _bound(context: zmq.Context[Socket], endpoint: str, mode: int) -> Iterator[S
         socket.close()
         path.unlink(missing_ok=True)
         lock.release()
+
+
+def _patiently(write: Callable[[], Done]) -> Done:
+    """What `write` gives, once nobody else holds the log's write lock."""
+    while True:
+        try:
+            return write()
+        except LogBusy as error:
+            LOGGER.warning("%s; nobody is answered until it is free", error)
 
 
 def _send(peer: object, frame: bytes) -> None:

@@ -47,6 +47,8 @@ Protocol = Annotated[int, Limits(0, 0xFF)]
 Name = Annotated[str, Limits(1, 64)]
 """Of a gateway, a worker, a service."""
 Text = Annotated[str, Limits(0, 256)]
+Hash = Annotated[bytes, Limits(32, 32)]
+"""SHA-256."""
 Count = Annotated[int, Limits(0, 2**63 - 1)]
 Nanoseconds = Annotated[int, Limits(0, 2**63 - 1)]
 """Wall clock since 1970, UTC."""

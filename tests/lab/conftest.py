@@ -1,7 +1,9 @@
 """What the laboratory's tests share: sites, each a gateway with its own tracker, rewriter and namespaces."""
 
+import os
+import random
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,9 +36,53 @@ def new_site() -> Iterator[SiteMaker]:
         yield lambda **words: make_site(stack, **words)
 
 
+class SharedSites:
+    """Sites that serve all tests of a module one after another; a start costs as much as most tests."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._sites: dict[float, Site] = {}
+
+    @contextmanager
+    def one(self, idle_s: float) -> Iterator[Site]:
+        """A site that is as if just started."""
+        site = self._sites.get(idle_s)
+        if site is None:
+            site = make_site(self._stack, service={"idle_s": idle_s})
+            site.start()
+        site.begin_test()
+        try:
+            yield site
+        finally:
+            self._sites.pop(idle_s, None)
+            if site.end_test():
+                self._sites[idle_s] = site
+
+
+@pytest.fixture(scope="module")
+def shared_sites() -> Iterator[SharedSites]:
+    """The sites of a module."""
+    with ExitStack() as stack:
+        yield SharedSites(stack)
+
+
 @pytest.fixture
-def site(new_site: SiteMaker) -> Site:
+def site(shared_sites: SharedSites) -> Iterator[Site]:
     """A site with the usual settings, running."""
-    made = new_site()
-    made.start()
-    return made
+    with shared_sites.one(300.0) as made:
+        yield made
+
+
+@pytest.fixture
+def impatient_site(shared_sites: SharedSites) -> Iterator[Site]:
+    """A site whose holders may be silent for a second only."""
+    with shared_sites.one(1.0) as made:
+        yield made
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """Randomness whose seed a failing test shows; PORTHOLD_SEED runs the same again."""
+    seed = int(os.environ.get("PORTHOLD_SEED", random.randrange(2**32)))
+    request.node.add_report_section("call", "seed", f"PORTHOLD_SEED={seed}")
+    return random.Random(seed)

@@ -1,4 +1,4 @@
-"""A running porthold in a laboratory: tracker and rewriter as the processes that users start, and what they hold.
+"""A running porthold in a laboratory: tracker and rewriter as the processes that users start.
 
 Rule 1: nothing is faked: what is asked of kernel, tracker and log is asked the way an operator could.
 Rule 2: every wait has an end, and its failure says what the daemons said last.
@@ -77,7 +77,10 @@ class QueueLine(NamedTuple):
 
 @dataclass
 class Site:
-    """One gateway with its tracker, in a lab of its own. `settings` become lines of the configuration's sections."""
+    """One gateway with its tracker, in a lab of its own; `settings`: the configuration's lines by section.
+
+    It may serve one test after another: what is counted and logged is told as of the last `begin_test`.
+    """
 
     lab: Lab
     directory: Path
@@ -85,6 +88,10 @@ class Site:
     tracker: subprocess.Popen[bytes] | None = None
     rewriter: subprocess.Popen[bytes] | None = None
     open_until_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    began_ns: int = 0
+    first_record: int = 0
+    counted: dict[str, int] = field(default_factory=dict)
+    queued: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         texts = {
@@ -189,6 +196,37 @@ class Site:
         finally:
             self.signal(name, signal.SIGCONT)
 
+    def begin_test(self) -> None:
+        """From here on all counts begin anew."""
+        self.counted, self.queued = {}, {}
+        self.counted, self.queued = self.counters(), {n: q.packets for n, q in self.queues().items()}
+        with self.reader() as reader:
+            self.first_record = reader.size
+        self.began_ns = time.time_ns()
+
+    def end_test(self) -> bool:
+        """Close what a test opened, end what it started, free the port; False: not fit for another."""
+        self.open_until_end.close()
+        for process in self.lab._processes:
+            if process not in (self.tracker, self.rewriter) and process.poll() is None:
+                process.kill()
+                process.wait()
+        if any(self.daemon(name).poll() is not None for name in ("tracker", "rewriter")):
+            return False
+        deadline_s = time.monotonic() + 4
+        while self.views() != ([], [], []) and time.monotonic() < deadline_s:
+            self._hang_up()
+            time.sleep(0.1)
+        return self.views() == ([], [], [])
+
+    def _hang_up(self) -> None:
+        """Say goodbye in the holder's name to everybody outside."""
+        for address in self.holders():
+            place = next(place for place, known in self.lab.addresses.items() if known == address)
+            with self.udp_socket(place) as holder:
+                for peer in (REFLECTOR, CALLER):
+                    holder.sendto(open_continue(address, message=Message.CLOSE), (peer, SERVICE_PORT))
+
     def assert_running(self) -> None:
         for name in ("tracker", "rewriter"):
             assert self.daemon(name).poll() is None, f"{name} ended: {self.said(name)}"
@@ -208,22 +246,25 @@ class Site:
             for item in self.nft("list", "counters", "table", "ip", "porthold")
             if "counter" in item
         ]
-        return {item["name"]: item["packets"] for item in items if item["table"] == "porthold"}
+        ours = [item for item in items if item["table"] == "porthold"]
+        return {item["name"]: item["packets"] - self.counted.get(item["name"], 0) for item in ours}
 
     def elements(self, kind: str, name: str) -> list[Any]:
         """The elements of a set or map of our table, timeouts stripped."""
         items = [item[kind] for item in self.nft("list", kind, "ip", "porthold", name) if kind in item]
         return [_without_timeout(element) for item in items for element in item.get("elem", [])]
 
-    def holders(self) -> list[str]:
+    def holders(self, service: str = "cuseeme") -> list[str]:
         """Who holds the service in the kernel."""
-        return sorted(str(element) for element in self.elements("set", "cuseeme_holders"))
+        return sorted(str(element) for element in self.elements("set", f"{service}_holders"))
 
     def queues(self) -> dict[int, QueueLine]:
         """The gateway's NFQUEUEs by number (columns: nfnetlink_queue.c, seq_show)."""
         listed = self.lab.run("gateway", ["cat", "/proc/net/netfilter/nfnetlink_queue"]).stdout
         rows = [[int(word) for word in line.split()] for line in listed.splitlines()]
-        return {row[0]: QueueLine(row[2], row[5] + row[6], row[7]) for row in rows}
+        return {
+            row[0]: QueueLine(row[2], row[5] + row[6], row[7] - self.queued.get(row[0], 0)) for row in rows
+        }
 
     def claims_queue(self) -> QueueLine:
         """The queue of this epoch's claims: the lower number of the two."""
@@ -250,13 +291,15 @@ class Site:
     def events(self, kind: type[EventType]) -> list[EventType]:
         """The log's events of one kind, in order."""
         with self.reader() as reader:
-            found = [from_record(entry.record) for entry in reader.read() if entry.record is not None]
+            records = [entry.record for entry in reader.read(self.first_record) if entry.record is not None]
+        found = [from_record(record) for record in records]
         return [event for event in found if isinstance(event, kind)]
 
     def holdings(self) -> list[Holding]:
-        """All bindings of the log, oldest first."""
+        """The bindings of the log, oldest first."""
         with self.reader() as reader:
-            return sorted(holds(reader), key=lambda holding: holding.binding)
+            found = [holding for holding in holds(reader) if holding.since_ns >= self.began_ns]
+        return sorted(found, key=lambda holding: holding.binding)
 
     def assert_log_clean(self) -> None:
         with self.reader() as reader:
@@ -313,6 +356,43 @@ def _without_timeout(element: Any) -> Any:  # noqa: ANN401 - nft's JSON
     if isinstance(element, list):
         return [_without_timeout(part) for part in element]
     return element
+
+
+def conference(
+    site: Site, *options: str, reflector_options: tuple[str, ...] = ()
+) -> tuple[Actor, Actor, Actor]:
+    """A strict reflector, Ann inside and Zoe outside; both have logged in and know that the other watches."""
+    reflector = site.lab.reflector("reflector", *reflector_options)
+    ann = site.lab.client("workstation-1", "Ann", *options)
+    zoe = site.lab.client("caller", "Zoe", *options)
+    for client in (ann, zoe):
+        client.wait_for("login", since=client.command(f"call {REFLECTOR}"), timeout_s=10)
+    ann.wait_for("watched", name="Zoe", timeout_s=10)
+    zoe.wait_for("watched", name="Ann", timeout_s=10)
+    return reflector, ann, zoe
+
+
+def await_video_both_ways(ann: Actor, zoe: Actor, frames: int = 20, per_s: float = 200) -> None:
+    """Each sends some frames, each tenth in two packets; all of them arrive."""
+    before = [(client, client.counters().get("received_video", 0)) for client in (ann, zoe)]
+    for client in (ann, zoe):
+        client.command(f"video {frames} {per_s}")
+    for client, seen in before:
+        await_received(client, "video", seen + frames + (frames + 4) // 10)
+
+
+def await_received(client: Actor, kind: str, count: int, timeout_s: float = 10.0) -> None:
+    """Wait until a simulated client has received that many packets of a kind; more fail."""
+    wait_until(lambda: client.counters().get(f"received_{kind}", 0) >= count, f"{count} of {kind}", timeout_s)
+    assert client.counters()[f"received_{kind}"] == count
+
+
+def assert_nothing_wrong(*actors: Actor) -> None:
+    """Neither client nor reflector has met anything that a wrong translation leads to."""
+    kinds = ("wrong_checksum", "wrong_entry", "wrong_speaker", "dropped", "ignored", "refused", "strangers")
+    for actor in actors:
+        facts = actor.counters()
+        assert {kind: facts.get(kind, 0) for kind in kinds} == dict.fromkeys(kinds, 0)
 
 
 class Seen(NamedTuple):
@@ -375,7 +455,11 @@ def udp_to(packets: Iterable[Seen], address: str, ports: Iterable[int] = (7648, 
 
 def refusals(packets: Iterable[Seen]) -> list[Seen]:
     """Those that are ICMP "communication administratively prohibited"."""
-    return [seen for seen in packets if seen.packet[9] == socket.IPPROTO_ICMP and seen.packet[20:22] == b"\x03\x0d"]
+    return [
+        seen
+        for seen in packets
+        if seen.packet[9] == socket.IPPROTO_ICMP and seen.packet[20:22] == b"\x03\x0d"
+    ]
 
 
 def open_continue(
@@ -414,7 +498,9 @@ def video(address: str, data: bytes = bytes(100), *, to: str = "0.0.0.0", sequen
 
 
 @contextlib.contextmanager
-def stream(sender: socket.socket, payload: bytes, destination: tuple[str, int], per_s: float) -> Iterator[None]:
+def stream(
+    sender: socket.socket, payload: bytes, destination: tuple[str, int], per_s: float
+) -> Iterator[None]:
     """A peer that goes on sending in the block, whoever listens."""
     ended = threading.Event()
 
@@ -445,10 +531,12 @@ def on_processor(number: int, action: Callable[[], None]) -> threading.Thread:
 
 
 def received(listener: socket.socket, wait_s: float = 0.5) -> list[tuple[bytes, tuple[str, int]]]:
-    """All datagrams until nothing comes for `wait_s`."""
+    """All datagrams until nothing comes for `wait_s`; the socket's own patience is left as it was."""
+    usual_s = listener.gettimeout()
     listener.settimeout(wait_s)
     found: list[tuple[bytes, tuple[str, int]]] = []
     with contextlib.suppress(TimeoutError):
         while True:
             found.append(listener.recvfrom(65535))
+    listener.settimeout(usual_s)
     return found

@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import time
+from functools import partial
 
 from tests.lab.gateway_site import (
     ANN,
@@ -12,25 +13,22 @@ from tests.lab.gateway_site import (
     REFLECTOR,
     SERVICE_PORT,
     Site,
+    assert_nothing_wrong,
+    await_received,
+    await_video_both_ways,
     capture,
+    conference,
     on_processor,
     open_continue,
     received,
     udp_to,
     video,
 )
-from tools.lab import wait_until
 from tracker.events import HolderNamed, PortBound
 
 
 def test_ten_thousand_media_packets_cause_no_upcall_and_arrive_translated(site: Site) -> None:
-    reflector = site.lab.reflector(strict=True)
-    ann = site.lab.client("workstation-1", "Ann")
-    zoe = site.lab.client("caller", "Zoe")
-    site.log_in(ann)
-    site.log_in(zoe)
-    ann.wait_for("watched", name="Zoe")
-    zoe.wait_for("watched", name="Ann")
+    reflector, ann, zoe = conference(site)
     before, queued_before = site.counters(), site.queues()
     talks_before = talks(ann.counters()) + talks(zoe.counters())
     frames, sounds, per_s = 2300, 2500, 600
@@ -42,8 +40,8 @@ def test_ten_thousand_media_packets_cause_no_upcall_and_arrive_translated(site: 
             client.wait_for("sent", timeout_s=60, kind=kind)
     pictures = frames + frames // 10
     for client in (ann, zoe):
-        wait_until(lambda c=client: c.counters().get("received_audio", 0) == sounds, "all audio", 10)
-        wait_until(lambda c=client: c.counters().get("received_video", 0) == pictures, "all video", 10)
+        await_received(client, "audio", sounds)
+        await_received(client, "video", pictures)
     after, queued = site.counters(), site.queues()
     media = (
         after["cuseeme_sent"]
@@ -57,18 +55,7 @@ def test_ten_thousand_media_packets_cause_no_upcall_and_arrive_translated(site: 
     upcalls = sum(line.packets for line in queued.values()) - sum(q.packets for q in queued_before.values())
     assert upcalls == after["talks_queued"] - before["talks_queued"]
     assert upcalls <= talks(ann.counters()) + talks(zoe.counters()) - talks_before
-    for actor in (ann, zoe, reflector):
-        facts = actor.counters()
-        wrong = (
-            "wrong_checksum",
-            "wrong_entry",
-            "wrong_speaker",
-            "dropped",
-            "ignored",
-            "refused",
-            "strangers",
-        )
-        assert {name: facts.get(name, 0) for name in wrong} == dict.fromkeys(wrong, 0)
+    assert_nothing_wrong(ann, zoe, reflector)
 
 
 def talks(counters: dict[str, int]) -> int:
@@ -87,7 +74,7 @@ def test_a_hundred_claims_at_once_are_one_upcall(site: Site) -> None:
             sender.sendto(claim, (REFLECTOR, SERVICE_PORT))
 
     threads = [
-        on_processor(number % (os.cpu_count() or 1), lambda s=sender: flood(s))
+        on_processor(number % (os.cpu_count() or 1), partial(flood, sender))
         for number, sender in enumerate(senders)
     ]
     for thread in threads:
@@ -123,39 +110,25 @@ def test_a_direct_call_reaches_the_other_with_every_address_translated(site: Sit
         for kind in ("video", "audio"):
             client.wait_for("sent", kind=kind)
     for client in (ann, zoe):
-        wait_until(lambda c=client: c.counters().get("received_audio", 0) == 60, "all audio")
-        wait_until(lambda c=client: c.counters().get("received_video", 0) == 66, "all video")
-        facts = client.counters()
-        wrong = ("wrong_checksum", "wrong_entry", "wrong_speaker", "dropped", "strangers")
-        assert {name: facts.get(name, 0) for name in wrong} == dict.fromkeys(wrong, 0)
+        await_received(client, "audio", 60)
+        await_received(client, "video", 66)
+    assert_nothing_wrong(ann, zoe)
     assert zoe.seen("called")[0]["peer"] == f"{PUBLIC}:{SERVICE_PORT}"
     assert [named.user_name for named in site.events(HolderNamed)] == ["Ann"]
 
 
 def test_a_client_on_an_ephemeral_port_keeps_it_and_its_large_frames_cross_both_ways(site: Site) -> None:
-    reflector = site.lab.reflector(strict=True)
-    ann = site.lab.client("workstation-1", "Ann", "--ephemeral", "--little-endian")
-    zoe = site.lab.client("caller", "Zoe", "--ephemeral", "--little-endian")
-    site.log_in(ann)
-    site.log_in(zoe)
-    ann.wait_for("watched", name="Zoe")
-    zoe.wait_for("watched", name="Ann")
+    reflector, ann, zoe = conference(site, "--ephemeral", "--little-endian")
     port = int(ann.udp.rpartition(":")[2])
     assert port != SERVICE_PORT
     swapped = int.from_bytes(port.to_bytes(2, "big"), "little")
     login = reflector.wait_for("login", name="Ann")
     assert (login["udp"], login["header"]) == (f"{PUBLIC}:{port}", f"{PUBLIC}:{swapped}")
     with capture(site.lab, "internet", "uplink0") as out, capture(site.lab, "workstation-1") as arrived:
-        for client in (ann, zoe):
-            client.command("video 50 100")
-        for client in (ann, zoe):
-            client.wait_for("sent", kind="video")
-        for client in (ann, zoe):
-            wait_until(lambda c=client: c.counters().get("received_video", 0) == 55, "all video")
+        await_video_both_ways(ann, zoe, frames=50, per_s=100)
     for packets in (out, arrived):
         assert sum(seen.packet[6] & 0x20 > 0 for seen in packets) >= 5  # first fragments
-    for actor in (ann, zoe, reflector):
-        assert actor.counters()["wrong_checksum"] == 0
+    assert_nothing_wrong(ann, zoe, reflector)
     mark = reflector.mark()
     ann.command("hangup 1")
     reflector.wait_for("left", since=mark, name="Ann", cause="hang-up")
@@ -180,10 +153,14 @@ def test_a_hundred_open_continues_in_a_second_are_not_all_upcalls_but_all_arrive
     listener, sender = site.udp_socket("reflector"), site.udp_socket("workstation-1")
     sender.sendto(open_continue(ANN), (REFLECTOR, SERVICE_PORT))
     site.await_holders(ANN)
+    began_s = time.monotonic()
     for number in range(400):
         sender.sendto(open_continue(ANN, sequence=number), (REFLECTOR, SERVICE_PORT))
         time.sleep(0.001)
+    took_s = time.monotonic() - began_s
     arrived = received(listener)
     assert len(arrived) == 401
     assert {payload[12:16] for payload, _ in arrived} == {socket.inet_aton(PUBLIC)}
-    assert site.counters()["talks_queued"] < 200
+    # A burst of a hundred and then fifty a second, also when this machine takes its time to send.
+    assert site.counters()["talks_queued"] <= 110 + 50 * took_s
+    assert took_s > 4 or site.counters()["talks_queued"] < 350

@@ -124,7 +124,7 @@ def test_a_caller_reaches_nobody_while_nobody_holds(site: Site) -> None:
 def test_a_caller_who_rings_before_there_is_a_holder_reaches_him(site: Site, per_s: int) -> None:
     caller = site.udp_socket("caller", 5000)
     with stream(caller, video(CALLER), TO_PUBLIC, per_s):
-        for _ in range(5):
+        for _ in range(3):
             time.sleep(0.2)
             ann = ann_holds(site)
             assert ann.recvfrom(2048) == (video(CALLER), (CALLER, 5000))
@@ -136,14 +136,14 @@ def test_a_caller_who_rings_before_there_is_a_holder_reaches_him(site: Site, per
 def test_a_refused_workstation_is_told_by_icmp_and_asks_again_after_two_seconds(site: Site) -> None:
     ann, bob = ann_holds(site), site.udp_socket("workstation-2")
     with capture(site.lab, "workstation-2") as packets, capture(site.lab, "internet", "uplink0") as out:
-        for _ in range(50):
+        for _ in range(32):
             bob.sendto(open_continue(BOB), TO_REFLECTOR)
             time.sleep(0.1)
     told = refusals(packets)
     assert len(told) >= 5  # the kernel limits how many it sends to one host in a second
     assert {seen.packet[44:48] for seen in told} == {socket.inet_aton(REFLECTOR)}  # quotes the refused packet
     assert udp_to(out, REFLECTOR) == []
-    assert 3 <= site.counters()["claims_queued"] - 1 <= 4  # five seconds, one question in two
+    assert site.counters()["claims_queued"] - 1 == 2  # in three seconds, one question in two
     [refused] = site.events(PortRefused)
     assert refused.claimant == socket.inet_aton(BOB)
     ann.sendto(open_continue(ANN, message=Message.CLOSE), TO_REFLECTOR)
@@ -163,11 +163,11 @@ def test_refused_workstations_hear_nothing_where_that_is_configured(new_site: Si
         for _ in range(10):
             bob.sendto(open_continue(BOB), TO_REFLECTOR)
             time.sleep(0.05)
-    assert (packets, udp_to(out, REFLECTOR)) == ([], [])
+    assert (refusals(packets), udp_to(out, REFLECTOR)) == ([], [])
 
 
 def test_refused_workstations_may_pass_without_inbound_where_that_is_configured(new_site: SiteMaker) -> None:
-    site = new_site(gateway={"refusal": "pass"})
+    site = new_site(gateway={"refusal": "pass", "refused_s": 0.5})
     site.start()
     ann = ann_holds(site)
     bob, peer, caller = (
@@ -188,10 +188,10 @@ def test_refused_workstations_may_pass_without_inbound_where_that_is_configured(
     assert received(bob, 0.2) == []
     ann.sendto(video(ANN), TO_REFLECTOR)
     assert peer.recvfrom(2048) == (video(PUBLIC), TO_PUBLIC)
-    for _ in range(60):  # for longer than one refusal lasts
+    for _ in range(20):  # for longer than one refusal lasts
         bob.sendto(video(BOB), TO_REFLECTOR)
         time.sleep(0.05)
-    assert len(received(peer, 0.1)) > 50
+    assert len(received(peer, 0.1)) > 15
     ann.sendto(open_continue(ANN, message=Message.CLOSE), TO_REFLECTOR)
     site.await_holders()
     bob.sendto(open_continue(BOB), TO_REFLECTOR)
@@ -202,7 +202,7 @@ def test_refused_workstations_may_pass_without_inbound_where_that_is_configured(
 
 
 def test_another_hosts_flow_from_a_held_port_leaves_the_holders_tuple_alone(site: Site) -> None:
-    """`masquerade to` a port that is taken drops without a word (insert_failed): somebody else's comes first."""
+    """`masquerade to` a port that is taken drops without a word (insert_failed in conntrack's statistics)."""
     bob, peer = site.udp_socket("workstation-2"), site.udp_socket("reflector", 9000)
     bob.sendto(b"from a held port", (REFLECTOR, 9000))
     _, source = peer.recvfrom(2048)

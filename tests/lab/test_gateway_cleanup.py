@@ -54,7 +54,7 @@ def rules_of_this_machine() -> str:
     return subprocess.run(["nft", "-s", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_nothing_is_left_of_a_gateway_whose_owner_ends(number: signal.Signals) -> None:
     before = rules_of_this_machine()
     owner, prefix, pids = begin_owner()

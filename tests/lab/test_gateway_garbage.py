@@ -1,4 +1,4 @@
-"""Packets that are cut, too long, or lie: never a crash; translated as far as the rules say, or left as they are."""
+"""Packets that are cut, too long, or lie: never a crash; translated as far as the rules say."""
 
 import random
 import socket
@@ -103,14 +103,17 @@ def random_payload(chance: random.Random, *, is_talk: bool) -> bytes:
 
 
 @pytest.mark.parametrize(("is_talk", "count"), [(True, 60), (False, 400)])
-def test_random_packets_cross_as_the_rules_say_to_the_byte(talk: Talk, is_talk: bool, count: int) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+def test_random_packets_cross_as_the_rules_say_to_the_byte(
+    talk: Talk, chance: random.Random, is_talk: bool, count: int
+) -> None:
     for _ in range(count):
         payload = random_payload(chance, is_talk=is_talk)
-        assert talk.sent_out(payload) == translate(payload, Direction.OUT, PUBLIC_END, PRIVATE_END), payload.hex()
-        assert talk.sent_in(payload) == translate(payload, Direction.IN, PUBLIC_END, PRIVATE_END), payload.hex()
+        assert talk.sent_out(payload) == translate(payload, Direction.OUT, PUBLIC_END, PRIVATE_END), (
+            payload.hex()
+        )
+        assert talk.sent_in(payload) == translate(payload, Direction.IN, PUBLIC_END, PRIVATE_END), (
+            payload.hex()
+        )
         if is_talk:
             time.sleep(0.025)  # below the rate up to which the worker reads them
     talk.assert_alive()
@@ -222,7 +225,9 @@ def claimless() -> Iterator[Site]:
 
 
 @pytest.mark.parametrize("payload", [b"", b"x", b"hello", bytes(25), bytes(26), bytes(2000)])
-def test_whatever_goes_to_the_control_port_claims_and_crosses_unchanged(claimless: Site, payload: bytes) -> None:
+def test_whatever_goes_to_the_control_port_claims_and_crosses_unchanged(
+    claimless: Site, payload: bytes
+) -> None:
     site = claimless
     with let_go(site) as bob, site.udp_socket("reflector") as peer:
         bob.sendto(payload, TO_REFLECTOR)
@@ -230,10 +235,9 @@ def test_whatever_goes_to_the_control_port_claims_and_crosses_unchanged(claimles
         site.await_holders(BOB)
 
 
-def test_a_flood_of_garbage_from_all_sides_leaves_the_gateway_working(talk: Talk) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+def test_a_flood_of_garbage_from_all_sides_leaves_the_gateway_working(
+    talk: Talk, chance: random.Random
+) -> None:
     site = talk.site
     bob, caller = site.raw_socket("workstation-2"), site.raw_socket("caller")
     bob_end, caller_end = Endpoint.parse(f"{BOB}:{SERVICE_PORT}"), Endpoint.parse(f"{CALLER}:7000")

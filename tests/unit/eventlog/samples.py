@@ -109,8 +109,7 @@ def take_snapshot(log: Log, state: bytes | None = None) -> Snapshot:
             fold.apply(entry.position, entry.record)
     snapshot = Snapshot("ports", 1, log.size, fold.state() if state is None else state)
     wall_ns = log.last_wall_ns or START_NS
-    record = make_record(
-        log.size, snapshot_fields(snapshot), kind=SNAPSHOT_TAKEN, name="log", wall_ns=wall_ns
-    )
+    fields = snapshot_fields(snapshot, log.head().root)
+    record = make_record(log.size, fields, kind=SNAPSHOT_TAKEN, name="log", wall_ns=wall_ns)
     (position,) = log.append([record], snapshot=snapshot)
     return replace(snapshot, said_at=position)

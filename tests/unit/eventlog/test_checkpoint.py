@@ -9,6 +9,7 @@ from eventlog.checkpoint import (
     Checkpoint,
     CheckpointContradicted,
     CheckpointPolicy,
+    check_continued,
     checkpoint_due,
     key_change,
     key_change_fields,
@@ -105,6 +106,22 @@ def test_a_log_that_is_not_its_own_past_gets_no_checkpoint(path: Path) -> None:
             )
             with pytest.raises(CheckpointContradicted):
                 make_checkpoint(log, KEY, 7)
+
+
+def test_whether_a_log_continues_a_checkpoint_is_said_with_what_is_wrong(path: Path) -> None:
+    with Log.open(path) as log:
+        log.append(many_held(20))
+        note = make_checkpoint(log, KEY, 6)
+        log.append(many_held(20, 20))
+        check_continued(log, note, "the kept one")
+        for size, root, said in (
+            (41, log.head().root, "it has 40 records, the kept one is over 41: it was cut off, or put back"),
+            (40, bytes(32), "its first 40 records are not those of the kept one"),
+        ):
+            with pytest.raises(CheckpointContradicted, match=said):
+                check_continued(log, KEY.sign(Checkpoint(KEY.name, size, root).text()), "the kept one")
+        with pytest.raises(CheckpointContradicted, match="the kept one is none"):
+            check_continued(log, b"garbage", "the kept one")
 
 
 def test_a_checkpoint_over_more_than_is_committed_is_not_kept(path: Path) -> None:

@@ -157,3 +157,29 @@ def test_a_private_key_does_not_show_itself() -> None:
     assert PRIVATE not in repr(OURS)
     assert OURS.seed.hex() not in repr(OURS)
     assert str(OURS.seed) not in repr(OURS)
+
+
+def test_a_key_lies_where_nobody_else_can_exchange_it(tmp_path: Path) -> None:
+    key = SigningKey.generate("log.example/1")
+    directory = tmp_path / "keys"
+    with pytest.raises(KeyUnusable, match="No such file"):
+        write_key_file(directory / "key", key)
+    directory.mkdir(mode=0o700)
+    write_key_file(directory / "key", key)
+    for mode in (0o770, 0o707):
+        directory.chmod(mode)
+        for use in (lambda: read_key_file(directory / "key"), lambda: write_key_file(directory / "new", key)):
+            with pytest.raises(KeyUnusable, match="others may write there"):
+                use()
+    directory.chmod(0o1777)  # as /tmp: others may write, but not exchange
+    assert read_key_file(directory / "key") == key
+    directory.chmod(0o700)
+    os.chown(directory, 65534, 65534)
+    with pytest.raises(KeyUnusable, match="another user's directory"):
+        read_key_file(directory / "key")
+
+
+def test_a_name_too_long_for_a_record_is_refused() -> None:
+    assert SigningKey.generate("x" * 128).name
+    with pytest.raises(KeyUnusable, match="at most 128"):
+        SigningKey.generate("x" * 129)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from eventlog.merkle import EMPTY_ROOT
 from eventlog.record import SNAPSHOT_TAKEN
 from eventlog.snapshot import Snapshot, SnapshotDamaged, snapshot_fields
 from eventlog.store import AppendFailed, Log, LogReader
@@ -35,9 +36,11 @@ def test_the_newest_snapshot_comes_back_after_a_restart_and_two_are_kept(path: P
 
 def test_a_snapshot_without_a_record_that_says_so_is_not_kept(path: Path) -> None:
     snapshot = Snapshot("ports", 1, 0, b"state")
-    right = make_record(1, snapshot_fields(snapshot), kind=SNAPSHOT_TAKEN)
-    wrong = make_record(1, snapshot_fields(Snapshot("ports", 1, 0, b"other")), kind=SNAPSHOT_TAKEN)
-    for records in ([], [wrong], [right, *many_held(1, 50)]):
+    right = make_record(1, snapshot_fields(snapshot, EMPTY_ROOT), kind=SNAPSHOT_TAKEN)
+    other_state = snapshot_fields(Snapshot("ports", 1, 0, b"other"), EMPTY_ROOT)
+    other_log = snapshot_fields(snapshot, bytes(32))
+    wrong = [make_record(1, fields, kind=SNAPSHOT_TAKEN) for fields in (other_state, other_log)]
+    for records in ([], wrong[:1], wrong[1:], [right, *many_held(1, 50)]):
         with Log.open(path) as log, pytest.raises(AppendFailed, match="another state"):
             log.append(records, snapshot=snapshot)
     with Log.open(path) as log:

@@ -8,11 +8,22 @@ from pathlib import Path
 import pytest
 
 from eventlog.merkle import leaf_hash
-from eventlog.record import CLOCK_STEPPED, encode
+from eventlog.projection import Reader, RowChange
+from eventlog.record import CLOCK_STEPPED, Record, encode
 from eventlog.schema import expected_layout
-from eventlog.store import Log, LogReader, LogUnreadable
-from eventlog.verify import FaultKind, Report, verify
-from tests.unit.eventlog.samples import START_NS, Holders, held, make_log, make_record, many_held
+from eventlog.store import AppendFailed, Log, LogReader, LogUnreadable
+from eventlog.tables import ProjectionError
+from eventlog.verify import FaultKind, Report, compare_projection, verify
+from tests.unit.eventlog.samples import (
+    START_NS,
+    Holders,
+    PortsSeen,
+    held,
+    make_log,
+    make_record,
+    many_held,
+    take_snapshot,
+)
 
 
 def check(path: Path) -> Report:
@@ -203,7 +214,7 @@ def test_one_changed_record_is_one_fault_in_the_tree(path: Path, forged: sqlite3
 
 def test_missing_triggers_are_named(path: Path, forged: sqlite3.Connection) -> None:
     faults = check(path).faults
-    assert len(faults) == 10
+    assert len(faults) == 14
     assert {fault.kind for fault in faults} == {FaultKind.LAYOUT}
 
 
@@ -241,3 +252,53 @@ def test_a_page_of_noise_is_found_and_nothing_breaks(path: Path, seed: int) -> N
     except LogUnreadable:
         return  # SQLite's own tables are hit: nothing can be said but that.
     assert not report.clean
+
+
+class Fragile(Holders):
+    """A projection that is sure of its records, as projections are of their own log's."""
+
+    def rows(self, position: int, record: Record, read: Reader) -> Iterator[RowChange]:
+        assert isinstance(record.fields[0], int)
+        yield from super().rows(position, record, read)
+
+
+class FragileFold(PortsSeen):
+    """A fold that is."""
+
+    def apply(self, position: int, record: Record) -> None:
+        {b"": 1}[record.fields[1]]  # type: ignore[index]
+        super().apply(position, record)
+
+
+def test_a_record_that_no_projection_can_take_in_is_a_fault_and_all_else_is_still_checked(
+    path: Path, forged: sqlite3.Connection
+) -> None:
+    odd = encode(make_record(17, ("no port", b"")))
+    forged.execute("UPDATE log_records SET bytes = ? WHERE position = 17", (odd,))
+    forged.execute("UPDATE log_records SET type = 17 WHERE position = 40")
+    put_guards_back(forged)
+    with LogReader.open(path) as reader:
+        report = verify(reader, [Fragile()])
+        with pytest.raises(ProjectionError, match="holders cannot take in the record at 17"):
+            compare_projection(reader, Fragile())
+    found = [(fault.position, fault.kind) for fault in report.faults]
+    assert found == [(17, FaultKind.LEAF), (17, FaultKind.PROJECTION), (40, FaultKind.COLUMNS)]
+
+
+def test_a_record_that_no_state_can_take_in_is_a_fault_and_all_else_is_still_checked(tmp_path: Path) -> None:
+    path = tmp_path / "log.sqlite"
+    with Log.open(path) as log:
+        log.append(many_held(5))
+        take_snapshot(log)
+    with LogReader.open(path) as reader:
+        report = verify(reader, folds=[FragileFold()])
+    assert [(fault.position, fault.kind) for fault in report.faults] == [(0, FaultKind.SNAPSHOT)]
+    assert report.first is not None
+    assert "ports cannot take in this record: KeyError" in report.first.detail
+
+
+def test_appending_what_a_projection_cannot_take_in_fails_whole(path: Path) -> None:
+    with Log.open(path, projections=[Fragile()]) as log, pytest.raises(AppendFailed, match="cannot take in"):
+        log.append([held(999), make_record(1000, ("no port", b""))])
+    with LogReader.open(path) as reader:
+        assert reader.size == 300

@@ -137,7 +137,6 @@ def test_who_keeps_to_gateway_service_and_address(log: Path) -> None:
         (("--port", "7648/udp", "--protocol", "tcp"), "--port says udp, --protocol tcp"),
         (("--port", "7648", "--public-address", "gateway"), "is no IPv4 address"),
         (("--port", "7648", "--service", "www"), "'www' at that time, but to: cuseeme"),
-        ((), "Missing option '--port'"),
     ],
 )
 def test_who_refuses_what_it_does_not_understand(log: Path, more: tuple[str, ...], said: str) -> None:
@@ -145,6 +144,15 @@ def test_who_refuses_what_it_does_not_understand(log: Path, more: tuple[str, ...
     assert result.exit_code == 2
     assert said in result.stderr
     assert result.stdout == ""
+
+
+def test_who_without_a_port_answers_for_every_service(log: Path) -> None:
+    result = run("who", "--log", log, "--at", "2026-05-04T16:02Z")
+    assert result.exit_code == 0
+    head = result.stdout.splitlines()[0]
+    assert head == "any port (cuseeme, gateway gw1, 192.0.2.2) at 2026-05-04T16:02:00.000Z: 192.168.1.10"
+    asked = run("who", "--log", log, "--at", "2026-05-04T16:02Z", "--service", "cuseeme", "--protocol", "tcp")
+    assert asked.stdout.startswith("any tcp port (cuseeme")
 
 
 # --- holds --------------------------------------------------------------------------------------------------
@@ -175,6 +183,8 @@ def test_holds_lists_the_newest_first_with_its_facts(log: Path) -> None:
         (("--until", "2026-05-04T16:06Z"), [1]),
         (("--service", "cuseeme", "--gateway", "gw1", "--limit", "1"), [2]),
         (("--service", "www"), []),
+        (("--public-address", "192.0.2.2"), [2, 1]),
+        (("--public-address", "192.0.2.3"), []),
         (("--holder", "192.168.1.99"), []),
     ],
 )
@@ -342,7 +352,10 @@ def test_a_forged_record_with_impossible_fields_is_found_and_no_crash(log: Path)
     damage(log, f"UPDATE log_records SET bytes = x'{forged}' WHERE position = 3")  # noqa: S608 (hexadecimal)
     replayed = run("replay", "--log", log)
     assert replayed.exit_code == 1
-    assert "can't be folded: PortBound: 9 values expected, 1 found" in replayed.stdout
+    assert (
+        "can't be folded: bindings cannot take in the record at 3: PortBound: 9 values expected, 1 found"
+        in (replayed.stdout)
+    )
     verified = run("verify", "--log", log)
     assert verified.exit_code == 1
     assert "bad: first at position 3; " in verified.stdout

@@ -129,6 +129,7 @@ def test_status_of_a_tracker_without_work_says_so(directory: Path) -> None:
     assert result.exit_code == 0
     assert "no worker has come yet" in result.stdout
     assert "nobody holds a port" in result.stdout
+    assert "no signing key: none of these records is protected by a checkpoint" in result.stdout
 
 
 def test_no_tracker_is_1_and_says_what_to_do(directory: Path) -> None:

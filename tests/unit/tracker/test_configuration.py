@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eventlog.note import SigningKey
 from tests.unit.tracker.wire import CUSEEME
 from tracker.configuration import (
     PROTOCOLS,
@@ -115,6 +116,23 @@ def test_what_is_said_replaces_the_profile_s_default(tmp_path: Path) -> None:
             "[services.X]\nprofile = 'cuseeme'",
             "services.X: a service is called by up to 32 small letters, digits and hyphens, a letter first",
         ),
+        ("[tracker]\nsigning_key = 'log.key'", "tracker.signing_key: 'log.key' is no absolute path"),
+        (
+            "[tracker]\ncheckpoint_directory = '/tmp'",
+            "tracker.checkpoint_directory: has no effect without tracker.signing_key",
+        ),
+        (
+            "[tracker]\ncheckpoint_every_s = 60.0",
+            "tracker.checkpoint_every_s: has no effect without tracker.signing_key",
+        ),
+        (
+            "[tracker]\nsnapshot_every_records = 0",
+            "tracker.snapshot_every_records: Input should be greater than or equal to 1",
+        ),
+        (
+            "[tracker]\nverifying_keys = ['log.example']",
+            "tracker.verifying_keys[0]: no key: name+id+base64 is wanted",
+        ),
         (
             "[tracker]\nendpoint = 'ipc:///a'\nreader_endpoint = 'ipc:///a'",
             "tracker.reader_endpoint: is the same as tracker.endpoint",
@@ -172,6 +190,28 @@ def test_a_path_to_be_written_needs_its_directory(tmp_path: Path) -> None:
     found = problems(tmp_path, text, writing=writing)
     assert found[0] == f"tracker.log: there is no directory '{tmp_path}/none'"
     assert found[-1] == f"tracker.reader_endpoint: '{tmp_path}/directory' is a directory"
+
+
+def test_what_concerns_checkpoints_is_read_and_its_directory_must_be_writable(tmp_path: Path) -> None:
+    key = SigningKey.generate("log.example/1").verifying_key
+    text = f"""
+        [tracker]
+        signing_key = "/etc/porthold/log.key"
+        verifying_keys = ["{key}"]
+        checkpoint_directory = "{tmp_path}/none"
+        checkpoint_every_records = 10
+    """
+    section = loaded(tmp_path, text).tracker
+    assert (section.signing_key, section.verifying_keys) == (Path("/etc/porthold/log.key"), (key,))
+    assert (section.checkpoint_every_records, section.checkpoint_every_s) == (10, 60)
+    writing = ("tracker.checkpoint_directory",)
+    assert problems(tmp_path, text, writing=writing) == [
+        f"tracker.checkpoint_directory: there is no directory '{tmp_path}/none'"
+    ]
+    (tmp_path / "none").mkdir()
+    load(tmp_path / "porthold.toml", TrackerFile, writing=writing)
+    (tmp_path / "empty.toml").write_text("")
+    load(tmp_path / "empty.toml", TrackerFile, writing=writing)
 
 
 def test_the_gateway_section_is_for_the_subclass_to_say(tmp_path: Path) -> None:

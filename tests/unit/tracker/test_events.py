@@ -6,20 +6,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventlog.record import CLOCK_STEPPED, OWN_TYPES, Source, decode, encode
+from eventlog.checkpoint import key_change_fields
+from eventlog.note import SigningKey
+from eventlog.record import OWN_TYPES, Source, decode, encode
+from eventlog.segments import Span, archived_fields, closed_fields, pruned_fields, redacted_fields
+from eventlog.snapshot import Snapshot, snapshot_fields
 from tests.unit.tracker.wire import values
 from tracker.events import (
-    NUMBERS,
     TYPES,
+    BindingInstalled,
     ClockStepped,
     Event,
     KernelStateRestored,
+    KeyChanged,
     PortRange,
+    RecordRedacted,
+    SegmentArchived,
+    SegmentClosed,
+    SegmentPruned,
+    SnapshotTaken,
     from_record,
     reported_ns,
     to_record,
+    upcast,
 )
-from tracker.shapes import ProtocolError, unpack
+from tracker.shapes import ProtocolError, pack, unpack
 
 SOURCE = Source("gw1", 7, 1, 0)
 
@@ -33,6 +44,12 @@ def test_an_event_comes_back_from_its_record(event: Event) -> None:
 def test_the_numbers_of_the_events_are_for_ever() -> None:
     assert {number: kind.__name__ for number, kind in TYPES.items()} == {
         1: "ClockStepped",
+        2: "RecordRedacted",
+        3: "KeyChanged",
+        4: "SnapshotTaken",
+        5: "SegmentClosed",
+        6: "SegmentArchived",
+        7: "SegmentPruned",
         16: "TrackerStarted",
         17: "TrackerStopped",
         18: "RecordsMissed",
@@ -56,20 +73,67 @@ def test_the_numbers_of_the_events_are_for_ever() -> None:
     }
 
 
-def test_only_the_clock_step_has_a_number_of_the_eventlog() -> None:
-    assert [number for number in TYPES if number in OWN_TYPES] == [CLOCK_STEPPED]
-    assert NUMBERS[ClockStepped] == CLOCK_STEPPED
+def test_the_eventlog_s_own_records_are_read_as_it_writes_them() -> None:
+    assert {number for number in TYPES if number in OWN_TYPES} == set(range(1, 8))
+    key, old = SigningKey("log.example/1", bytes(range(32))), SigningKey("log.example/1", bytes(32))
+    fields = key_change_fields(key.verifying_key, old)
+    assert unpack(KeyChanged, fields) == KeyChanged(*fields)  # type: ignore[arg-type]
+    snapshot = Snapshot("tracker", 1, 7, b"state")
+    said = unpack(SnapshotTaken, snapshot_fields(snapshot, bytes(32)))
+    assert (said.name, said.version, said.size, said.root) == ("tracker", 1, 7, bytes(32))
+    assert pack(said) == snapshot_fields(snapshot, bytes(32))
+    span = Span(16, 32)
+    assert unpack(RecordRedacted, redacted_fields(5, "why")) == RecordRedacted(5, "why")
+    assert unpack(SegmentClosed, closed_fields(span, bytes(32), 1, 2)).last_wall_ns == 2
+    assert unpack(SegmentArchived, archived_fields(span, bytes(32))).end == 32
+    assert unpack(SegmentPruned, pruned_fields(span, "why")).reason == "why"
 
 
 @pytest.mark.parametrize(
     ("changes", "field"),
-    [({"schema": 2}, "schema"), ({"type": 99}, "type"), ({"fields": (1,)}, "ClockStepped")],
+    [
+        ({"schema": 3}, "schema"),
+        ({"schema": 0}, "schema"),
+        ({"type": 99}, "type"),
+        ({"fields": (1,)}, "ClockStepped"),
+    ],
 )
 def test_an_unknown_record_is_refused_by_name(changes: dict[str, object], field: str) -> None:
     record = to_record(ClockStepped(1, 2), wall_ns=5, source=SOURCE, nonce=b"n" * 16)
     with pytest.raises(ProtocolError) as caught:
         from_record(dataclasses.replace(record, **changes))  # type: ignore[arg-type]
     assert caught.value.field == field
+
+
+INSTALLED = BindingInstalled("gw", 1, 7, 1_700_000_000_000_000_000)
+
+
+def test_a_record_of_schema_1_is_read_as_if_it_were_written_today() -> None:
+    record = to_record(INSTALLED, wall_ns=5, source=SOURCE, nonce=b"n" * 16)
+    assert record.fields[3] is None
+    old = dataclasses.replace(record, schema=1, fields=("gw", 1, 7, INSTALLED.installed_ns))
+    assert len(encode(record)) == len(encode(old)) - 8
+    assert upcast(old) == upcast(record) == record
+    assert from_record(old) == from_record(record) == INSTALLED
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schema": 1},
+        {"schema": 1, "fields": ("gw", 1, 7, 4)},
+        {"schema": 1, "fields": ()},
+        {"fields": ("gw", 1, 7, INSTALLED.installed_ns)},
+        {"fields": ()},
+        {"reported_ns": None},
+    ],
+)
+def test_a_report_whose_own_time_is_not_where_its_schema_has_it_is_refused(
+    changes: dict[str, object],
+) -> None:
+    record = to_record(INSTALLED, wall_ns=5, source=SOURCE, nonce=b"n" * 16)
+    with pytest.raises(ProtocolError):
+        from_record(dataclasses.replace(record, **changes))  # type: ignore[arg-type]
 
 
 def test_the_worker_s_own_time_stands_beside_the_tracker_s() -> None:

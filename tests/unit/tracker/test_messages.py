@@ -1,6 +1,7 @@
 """The codec: one encoding for each message, and one kind of error for everything else."""
 
 import dataclasses
+import typing
 
 import msgpack
 import pytest
@@ -16,8 +17,6 @@ from tracker.messages import (
     REQUEST_LIMIT,
     BindingView,
     ClaimGranted,
-    GetStatus,
-    Heartbeat,
     Reply,
     Request,
     decode_reply,
@@ -29,7 +28,7 @@ from tracker.shapes import ProtocolError
 
 
 def requests() -> st.SearchStrategy[Request]:
-    volatile = (Heartbeat, GetStatus)
+    volatile = typing.get_args(messages.Volatile)
     durable = st.one_of([values(kind) for kind in REQUEST_KINDS.values() if kind not in volatile])
     names = st.text("abcdefgh0123-", min_size=1, max_size=64)
     count = st.integers(0, 2**32 - 1)
@@ -172,6 +171,8 @@ def test_the_numbers_of_the_kinds_are_for_ever() -> None:
         15: "QueueOverflowed",
         20: "Heartbeat",
         21: "GetStatus",
+        22: "GetCheckpoint",
+        23: "MakeCheckpoint",
     }
     assert {number: kind.__name__ for number, kind in REPLY_KINDS.items()} == {
         1: "SessionGranted",
@@ -185,6 +186,8 @@ def test_the_numbers_of_the_kinds_are_for_ever() -> None:
         23: "ResendFrom",
         24: "OutboxSuperseded",
         25: "Status",
+        26: "CheckpointMade",
+        27: "NoCheckpoint",
     }
 
 
