@@ -36,7 +36,7 @@ _MAGIC: Final = b"eventlog archive 1\n"
 _TRAILER: Final = struct.Struct(">Q")
 _HEADER_LIMIT: Final = 256 * 1024 * 1024
 _RUN_BYTES: Final = 4 * 1024 * 1024
-"""A run ends when its records are so many bytes."""
+"""A run ends when its records are about so many bytes."""
 
 
 class ArchiveDamaged(Exception):
@@ -209,7 +209,7 @@ def _write(partial: Path, span: Span, places: Iterable[Place], proofs: Proofs) -
         file.write(_MAGIC)
         runs = []
         first = span.first
-        for run in _cut_into_runs(places):
+        for run in _cut_into_runs(span.first, places):
             packed = pack(run)
             runs.append((first, len(run), file.tell(), len(packed), sha256(packed).digest()))
             file.write(packed)
@@ -223,13 +223,14 @@ def _write(partial: Path, span: Span, places: Iterable[Place], proofs: Proofs) -
         os.fsync(file.fileno())
 
 
-def _cut_into_runs(places: Iterable[Place]) -> Iterator[list[Place]]:
+def _cut_into_runs(first: int, places: Iterable[Place]) -> Iterator[list[Place]]:
+    """Cut only where a group of the tree ends: where a run is damaged, stored hashes stand in for it."""
     run: list[Place] = []
     size = 0
-    for place in places:
+    for end, place in enumerate(places, first + 1):
         run.append(place)
         size += len(place.data or b"")
-        if len(run) == RUN_LIMIT or size >= _RUN_BYTES:
+        if end % RUN_LIMIT == 0 or (size >= _RUN_BYTES and end % (1 << merkle.STRIDE) == 0):
             yield run
             run, size = [], 0
     if run:

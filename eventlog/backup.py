@@ -5,11 +5,13 @@ that nobody has read is a hope.
 """
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
+from eventlog.archive import archive_name, archives_of
 from eventlog.note import VerifyingKey
 from eventlog.projection import Projection
 from eventlog.reading import LogReader, LogUnreadable, Progress, ignore_progress
@@ -30,18 +32,25 @@ def backup(
 ) -> Report:
     """Copy the log as of now to `target`, which must not exist; returns what `verify` said of the copy.
 
+    Its archives are copied too, to the directory beside `target` where they are looked for.
+
     `progress` tells of the verifying, which takes longer than the copying. Raises BackupFailed and, for the
     source, LogUnreadable.
     """
     if target.exists():
         raise BackupFailed(f"{target} exists already")
     partial = target.with_name(f".{target.name}.partial")
+    archives = archives_of(target)
+    if archives.exists():
+        raise BackupFailed(f"{archives} exists already")
     try:
         _remove(partial)
         _copy(path, partial)
+        _copy_archives(path, partial)
         report = _verified(partial, projections, keys, progress)
-        os.link(partial, target)  # Unlike a rename, this refuses a target that has come up meanwhile.
-        _sync(target.parent)
+        if archives_of(partial).exists():
+            archives_of(partial).rename(archives)
+        _give_name(partial, target)
     except (OSError, sqlite3.Error) as error:
         raise BackupFailed(f"{target}: {error}") from error
     finally:
@@ -59,6 +68,20 @@ def _copy(path: Path, partial: Path) -> None:
     _sync(partial)
 
 
+def _copy_archives(path: Path, partial: Path) -> None:
+    with LogReader.open(partial) as copy:
+        named = [(it.span, it.archive) for it in copy.life().segments if it.archive is not None]
+    if not named:
+        return
+    directory = archives_of(partial)
+    directory.mkdir(mode=0o700)
+    for span, digest in named:
+        name = archive_name(span, digest)
+        shutil.copy2(archives_of(path) / name, directory / name)
+        _sync(directory / name)
+    _sync(directory)
+
+
 def _verified(
     partial: Path, projections: Iterable[Projection], keys: Sequence[VerifyingKey], progress: Progress
 ) -> Report:
@@ -72,9 +95,20 @@ def _verified(
     return report
 
 
+def _give_name(partial: Path, target: Path) -> None:
+    try:
+        os.link(partial, target)  # Unlike a rename, this refuses a target that has come up meanwhile.
+    except OSError:
+        shutil.rmtree(archives_of(target), ignore_errors=True)
+        raise
+    _sync(target.parent)
+
+
 def _remove(partial: Path) -> None:
     for suffix in ("", "-wal", "-shm", "-journal"):
         partial.with_name(partial.name + suffix).unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(archives_of(partial))
 
 
 def _sync(path: Path) -> None:

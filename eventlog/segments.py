@@ -7,14 +7,12 @@ Rule 2: records of the log's own types (0 to 15) stay for ever: they are few, an
 Rule 3: nothing here reads a clock; now is an argument.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from eventlog.merkle import HASH_SIZE
 from eventlog.record import (
-    OWN_TYPES,
     REDACTED,
     SEGMENT_ARCHIVED,
     SEGMENT_CLOSED,
@@ -131,14 +129,6 @@ class Life:
             raise SegmentError(f"a record that {otherwise}")
 
 
-def life_of(records: Iterable[tuple[int, Record]]) -> Life:
-    """Fold the records of SEGMENT_TYPES. Raises SegmentError."""
-    life = Life()
-    for position, record in records:
-        life.apply(position, record)
-    return life
-
-
 def closed_fields(span: Span, root: bytes, first_wall_ns: int, last_wall_ns: int) -> tuple[Value, ...]:
     """The fields of a SEGMENT_CLOSED record; `root`: over the first `span.end` records."""
     return span.first, span.end, root, first_wall_ns, last_wall_ns
@@ -157,11 +147,6 @@ def pruned_fields(span: Span, reason: str) -> tuple[Value, ...]:
 def redacted_fields(position: int, reason: str) -> tuple[Value, ...]:
     """The fields of a REDACTED record."""
     return position, reason
-
-
-def is_own(kind: int) -> bool:
-    """Whether records of this type belong to the log itself, and are never taken out."""
-    return kind in OWN_TYPES
 
 
 @dataclass(frozen=True, slots=True)

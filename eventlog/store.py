@@ -61,6 +61,7 @@ __all__ = [
 
 
 _COPY_SIZE: Final = 1 << 20
+_WAL_LIMIT: Final = 16 << 20
 
 
 class AppendFailed(Exception):
@@ -108,6 +109,7 @@ class Log(LogReader):
         super().__init__(path, connection)
         self._lock = lock
         self._identity = _identity(path)
+        self._wal_identity = _identity(_wal_path(path))
         self._tables = [ProjectionTables(connection, projection) for projection in projections]
         with self._transaction():
             self._tail = self._read_tail()
@@ -136,7 +138,7 @@ class Log(LogReader):
         except BaseException as error:
             connection.close()
             lock.release()
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, sqlite3.Error | AppendFailed):
                 raise LogUnreadable(f"{real_path} cannot be opened for writing: {error}") from error
             raise
 
@@ -260,6 +262,9 @@ class Log(LogReader):
         """The tail, if the log is still the one this process knows. Called within the transaction."""
         if _identity(self.path) != self._identity:
             raise AppendFailed("it is gone, or another file is in its place")
+        if _identity(_wal_path(self.path)) != self._wal_identity:
+            # What SQLite appends now goes to a file without a name, and ends with this process.
+            raise AppendFailed("its WAL is gone, or another file is in its place")
         (row,) = self._connection.execute("SELECT size, root FROM log_head")
         if Head(*row) != self.head():
             raise AppendFailed("somebody else has written to it")
@@ -477,11 +482,17 @@ def _connect_for_writing(path: Path, busy_s: float) -> sqlite3.Connection:
 
 
 def _create_file(path: Path) -> None:
+    """Make the file if it is missing, and only then open it.
+
+    SQLite's locks on a file that this process has open already (a LogReader) end with the first descriptor
+    of it that is closed: a sqlite3 shell would then take the WAL for abandoned, and away with all of it.
+    """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        pass
     except OSError as error:
         raise LogUnreadable(f"{path} cannot be opened for writing: {error}") from error
-    os.close(descriptor)
     _sync_directory(path.parent)
 
 
@@ -498,6 +509,8 @@ def _prepare_layout(path: Path, connection: sqlite3.Connection, busy_s: float) -
         # SQLite says what it could not do only here; a rollback journal can come back after a crash.
         raise LogUnreadable(f"{path} cannot be opened for writing: its journal mode stays {mode}, not wal")
     connection.execute("PRAGMA synchronous = FULL")
+    # After a long reader the WAL is as long as all that was appended meanwhile; the next one to begin is cut.
+    connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT}")
     _settle_wal(path, connection, busy_s)
     connection.execute("PRAGMA secure_delete = ON")  # What is taken out is overwritten, not only unlinked.
     database = Database(connection)
@@ -518,7 +531,7 @@ def _settle_wal(path: Path, connection: sqlite3.Connection, busy_s: float) -> No
     """
     connection.execute("BEGIN IMMEDIATE")  # Nobody else writes to the WAL meanwhile, nor takes it away.
     try:
-        wal = os.open(path.with_name(path.name + "-wal"), os.O_RDWR | os.O_CLOEXEC)
+        wal = os.open(_wal_path(path), os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise LogUnreadable(f"{path} cannot be opened for writing: {error}") from error
     try:
@@ -535,6 +548,10 @@ def _settle_wal(path: Path, connection: sqlite3.Connection, busy_s: float) -> No
         raise LogUnreadable(f"{path} cannot be opened for writing: {error}") from error
     finally:
         os.close(wal)
+
+
+def _wal_path(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -96,6 +96,9 @@ def keep_tracker_state(log: Log, now_ns: int) -> None:
             fold.apply(entry.position, record)
     except (SnapshotDamaged, ProtocolError, RecordsGone, RecordError, LookupError) as error:
         raise RetentionRefused(f"the tracker's state can't be made: {error}") from error
+    if fold.unknown:
+        # A newer tracker would go on from a state in which what only it knows is missing.
+        raise RetentionRefused(f"{fold.unknown} records are of types that only a newer version knows")
     keep_state(log, Snapshot(image.NAME, image.VERSION, log.size, fold.state()), now_ns)
 
 

@@ -7,9 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgpack
@@ -17,144 +16,29 @@ import pytest
 import zmq
 
 from eventlog.store import LogReader
-from eventlog.verify import compare_projection, verify
+from tests.crash.place import ROOT, Place, answers, claim, hole, opening, settle
 from tracker.audit import outages
-from tracker.client import Answer, TrackerClient, ask_status
 from tracker.clock import read_clock
 from tracker.events import (
-    Event,
     KernelStateRestored,
-    Policy,
     PortBound,
-    PortRange,
     RecordsMissed,
     ServiceDefined,
-    ServiceDefinition,
     SessionOpened,
-    Sharing,
+    SnapshotTaken,
     TrackerStarted,
     TrackerStopped,
     WorkerLost,
-    from_record,
 )
 from tracker.messages import (
     Acknowledged,
     ClaimGranted,
-    ClaimPort,
     Durable,
     Heartbeat,
-    OpenSession,
     Request,
     SessionGranted,
-    Status,
     encode_request,
 )
-from tracker.projections import PROJECTIONS
-
-ROOT = Path(__file__).parents[2]
-PUBLIC = bytes([203, 0, 113, 1])
-SHARED = ServiceDefinition(
-    "shared", (PortRange(17, 7648, 7648),), (PortRange(17, 7648, 7649),), Policy.FIRST, Sharing.PER_PEER, 1000
-)
-
-
-class Place:
-    """A directory with a configuration, and the tracker that runs by it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.log = directory / "log.sqlite"
-        self.endpoint = f"ipc://{directory}/tracker.ipc"
-        self.reader_endpoint = f"ipc://{directory}/reader.ipc"
-        self.configuration = directory / "porthold.toml"
-        self.process: subprocess.Popen[str] | None = None
-        self.write_configuration()
-
-    def write_configuration(self) -> None:
-        self.configuration.write_text(
-            f'[tracker]\nlog = "{self.log}"\nendpoint = "{self.endpoint}"\n'
-            f'reader_endpoint = "{self.reader_endpoint}"\nalive_s = 0.2\n'
-        )
-
-    def begin(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", "from tools.tracker import command; command()"]
-        return subprocess.Popen(
-            [*command, "--config", str(self.configuration)], cwd=ROOT, stderr=subprocess.PIPE, text=True
-        )
-
-    def start(self) -> None:
-        self.process = self.begin()
-        self.status()
-
-    def status(self) -> Status:
-        status = ask_status(self.reader_endpoint, 20)
-        assert status is not None
-        return status
-
-    def kill(self, number: signal.Signals = signal.SIGKILL) -> tuple[int, str]:
-        assert self.process is not None
-        self.process.send_signal(number)
-        return self.ended()
-
-    def ended(self) -> tuple[int, str]:
-        assert self.process is not None
-        _, said = self.process.communicate(timeout=20)
-        code = self.process.returncode
-        self.process = None
-        return code, said
-
-    def client(self, worker: str = "w1") -> TrackerClient:
-        outbox = self.directory / f"{worker}.outbox"
-        return TrackerClient.open(self.endpoint, worker=worker, outbox=outbox, now=read_clock())
-
-    def events(self) -> list[Event]:
-        with LogReader.open(self.log) as log:
-            return [from_record(record) for entry in log.read() if (record := entry.record) is not None]
-
-    def check(self) -> None:
-        with LogReader.open(self.log) as log:
-            assert verify(log, PROJECTIONS).clean
-            assert [compare_projection(log, projection) for projection in PROJECTIONS] == [[]]
-
-
-@pytest.fixture
-def place() -> Iterator[Place]:
-    directory = Path(tempfile.mkdtemp(prefix="porthold-"))  # pytest's own paths are too long for a socket
-    place = Place(directory)
-    yield place
-    if place.process is not None:
-        place.kill()
-    shutil.rmtree(directory)
-
-
-def hole(number: int) -> KernelStateRestored:
-    return KernelStateRestored("gw", 1, "test", number, number)
-
-
-def opening() -> OpenSession:
-    return OpenSession("gw", (PUBLIC,), (SHARED,), "host", take_over=False)
-
-
-def claim(epoch: int, peer: int) -> ClaimPort:
-    remote = bytes([10, *peer.to_bytes(3, "big")])
-    holder = bytes([192, 168, 0, 2])
-    return ClaimPort("gw", epoch, PUBLIC, "shared", remote, holder, None, 17, 7648, remote, 7648, 60_000, 5)
-
-
-def answers(client: TrackerClient, until: Callable[[], bool], seconds: float = 20) -> list[Answer]:
-    """What comes until the condition holds; fails when it takes too long."""
-    found: list[Answer] = []
-    end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end, f"{client.pending} messages have no answer"
-        client.socket.poll(20)
-        found.extend(client.receive(read_clock()))
-    return found
-
-
-def settle(client: TrackerClient, *messages: Durable) -> list[Answer]:
-    client.submit_all(messages, read_clock())
-    return answers(client, lambda: client.pending == 0)
 
 
 def test_killed_under_load_again_and_again_it_loses_nothing_it_acknowledged(place: Place) -> None:
@@ -405,8 +289,9 @@ def test_sigterm_is_answered_with_a_last_record_and_zero(place: Place) -> None:
     place.start()
     code, said = place.kill(signal.SIGTERM)
     assert (code, said.splitlines()[-1]) == (0, "porthold tracker: stopped")
-    started, stopped = place.events()
+    started, stopped, taken = place.events()
     assert isinstance(started, TrackerStarted)
+    assert isinstance(taken, SnapshotTaken)
     assert (started.run, started.previous_alive_ns, stopped) == (1, None, TrackerStopped(1))
     assert not (place.directory / "tracker.ipc").exists()
 

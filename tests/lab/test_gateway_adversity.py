@@ -77,7 +77,7 @@ def test_a_worker_mends_whatever_is_done_to_its_table(site: Site, what: str) -> 
     site.lab.run("gateway", FLUSHES[what])
 
     def is_mended() -> bool:
-        """Ann's packets leave translated, callers reach her, nobody else is there; she calls again if need be."""
+        """Ann's packets leave translated, callers reach her, nobody else is there; she tries again."""
         ann.sendto(open_continue(ANN), TO_REFLECTOR)
         caller.sendto(video(CALLER, to=PUBLIC), (PUBLIC, SERVICE_PORT))
         out = {(payload[12:16], source) for payload, source in received(peer, 0.1)}

@@ -134,7 +134,9 @@ def test_a_caller_who_rings_before_there_is_a_holder_reaches_him(site: Site, per
 
 
 def test_a_refused_workstation_is_told_by_icmp_and_asks_again_after_two_seconds(site: Site) -> None:
+    peer = site.udp_socket("reflector")
     ann, bob = ann_holds(site), site.udp_socket("workstation-2")
+    peer.recvfrom(2048)
     with capture(site.lab, "workstation-2") as packets, capture(site.lab, "internet", "uplink0") as out:
         for _ in range(32):
             bob.sendto(open_continue(BOB), TO_REFLECTOR)

@@ -229,7 +229,7 @@ def test_daemons_end_on_request_and_the_idle_time_goes_on_through_their_restart(
         assert site.holders() == [ANN]
         site.start_rewriter()
     wait_until(lambda: site.holders() == [], "expiry in the kernel")
-    assert 2.3 < time.monotonic() - last_s < 3.0
+    assert 2.3 < time.monotonic() - last_s < 4.0
     site.await_holders()
     site.signal("tracker", signal.SIGTERM)
     assert site.daemon("tracker").wait(5) == 0, site.said("tracker")

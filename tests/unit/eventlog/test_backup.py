@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from eventlog.archive import archives_of
 from eventlog.backup import BackupFailed, backup
+from eventlog.retention import archive_segment, close_segment
 from eventlog.store import Log, LogReader
-from tests.unit.eventlog.samples import Holders, held, make_log, many_held
+from tests.unit.eventlog.samples import SECOND_NS, START_NS, Holders, held, make_log, many_held
+
+LATER_NS = START_NS + 10**6 * SECOND_NS
 
 
 def test_a_backup_taken_while_records_come_in_is_a_clean_log_that_can_go_on(tmp_path: Path) -> None:
@@ -65,3 +69,28 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "backup.sqlite").read_text() == "something else"
     with pytest.raises(BackupFailed):
         backup(path, tmp_path / "missing" / "backup.sqlite")
+
+
+def test_a_backup_has_the_archives_too_or_is_none(tmp_path: Path) -> None:
+    path = make_log(tmp_path / "log.sqlite", 300)
+    with Log.open(path, projections=[Holders()]) as log:
+        close_segment(log, 100, LATER_NS)
+        archive = archive_segment(log, 0, LATER_NS)
+    copy = tmp_path / "copy" / "log.sqlite"
+    copy.parent.mkdir()
+    assert backup(path, copy, [Holders()]).records_checked == 302
+    assert [file.name for file in archives_of(copy).iterdir()] == [archive.name]
+    with LogReader.open(path) as reader, LogReader.open(copy) as copied:
+        assert list(copied.read()) == list(reader.read())
+    archive.write_bytes(archive.read_bytes()[:-1])
+    other = tmp_path / "other.sqlite"
+    with pytest.raises(BackupFailed, match="not clean"):
+        backup(path, other, [Holders()])
+    archive.unlink()
+    with pytest.raises(BackupFailed, match="No such file"):
+        backup(path, other, [Holders()])
+    archives_of(other).mkdir()
+    with pytest.raises(BackupFailed, match="exists already"):
+        backup(path, other, [Holders()])
+    assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
+    assert not other.exists()

@@ -462,6 +462,23 @@ def test_a_damaged_archive_is_found_and_the_rest_is_read(log: Log, seed: int) ->
         assert len(list(reader.read(200))) == reader.size - 200
 
 
+def test_behind_a_damaged_run_of_an_archive_everything_is_checked_again(path: Path) -> None:
+    with Log.open(path, projections=[Holders()]) as log:
+        log.append(many_held(9000))
+        close_segment(log, 8900, LATER_NS)
+        make_checkpoint(log, KEY, LATER_NS)
+        (archive,) = archived(log, 0)
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 2] ^= 1
+    archive.write_bytes(data)
+    with LogReader.open(path) as reader:
+        report = check(reader)
+        assert [(it.position, it.kind) for it in report.faults] == [(4096, FaultKind.ARCHIVE)]
+        assert [str(gap.span) for gap in report.gone] == ["positions 4096 to 8191"]
+        assert report.checkpoints_checked == 1
+        assert report.records_checked == reader.size - 4096
+
+
 def test_another_logs_archive_is_not_taken_for_this_ones(log: Log, tmp_path: Path) -> None:
     close_due_segments(log, POLICY, LATER_NS)
     (path,) = archived(log, 0)

@@ -1,6 +1,7 @@
 """`keys log`, `prove`, `verify-proof`, `backup`, `log stats`, and `verify` with keys and kept checkpoints."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,7 @@ def test_verify_against_a_kept_checkpoint_finds_what_the_file_alone_hides(
         (("--key", "nonsense"), "is no public key"),
         (("--key", "a+b+c"), "no key: name+id+base64"),
         (("--against", "/nowhere"), "No such file"),
-        (("--since", __file__), "no signatures"),
+        (("--since", __file__), "no signature line"),
     ],
 )
 def test_what_is_no_key_or_no_checkpoint_is_wrong_use(
@@ -277,9 +278,10 @@ def test_log_stats_says_sizes_rate_and_what_is_unprotected(signed: Signed) -> No
 def test_log_stats_counts_the_wal_and_what_came_lately(tmp_path: Path) -> None:
     path = write_sample_log(tmp_path / "log.sqlite")
     with Log.open(path, projections=PROJECTIONS) as log:
-        wall_ns = at(10**9)  # in some two thousand years, so that it is later than any test
         for sequence in range(50, 60):
-            log.append([Record(1, 9999, wall_ns, None, Source("tracker", 1, sequence, 0), bytes(16), ())])
+            log.append(
+                [Record(1, 9999, time.time_ns(), None, Source("tracker", 1, sequence, 0), bytes(16), ())]
+            )
         found = document(run("log", "stats", "--log", path, "--json"))
     assert found["appended"] == {"minute": 10, "hour": 10, "day": 10}
     assert found["wal_octets"] > 0

@@ -1,4 +1,4 @@
-"""`replay` shows the state of any position and moment, and what differs between two, from the records alone."""
+"""`replay` shows the state at any position or time, and what differs between two, by the records alone."""
 
 import json
 from pathlib import Path

@@ -365,3 +365,12 @@ def test_progress_ends_at_the_end(life: Life) -> None:
     told_of: list[tuple[int, int]] = []
     examine(life.log, at(1).wall_ns, at(2).wall_ns, progress=lambda done, size: told_of.append((done, size)))
     assert told_of[-1] == (life.log.size, life.log.size)
+
+
+def test_what_is_remembered_is_the_present_however_long_the_history() -> None:
+    examination = Examination(0, END_NS)
+    for number in range(1, 2000):
+        for at_position, (wall_ns, event) in enumerate(life_of(number, 2 * number, 2 * number + 1)):
+            examination.take(4 * number + at_position, wall_ns, event)
+    assert sum(len(kept) for kept in examination._kept.values()) + len(examination._present) <= 2
+    assert examination.verdict(()).handovers == 1998

@@ -1,0 +1,142 @@
+"""`archive`, `verify-archive`, `prune`, `redact`: what becomes of old records, from the command line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from eventlog.checkpoint import make_checkpoint
+from eventlog.note import SigningKey
+from eventlog.reading import LogReader
+from eventlog.store import Log
+from tests.unit.tools.sample_log import EVIL_NAME, records, write_sample_log
+from tools.cli import main
+from tools.output import time_text
+from tracker.projections import PROJECTIONS
+
+KEY = SigningKey("log.example/gateway-1", bytes(range(32)))
+PUBLIC = str(KEY.verifying_key)
+STRANGER = str(SigningKey("log.example/gateway-1", bytes(32)).verifying_key)
+AT = ("--at", "2026-05-04T16:02:00Z")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The sample log without what no tracker knows, signed."""
+    path = tmp_path / "log.sqlite"
+    with Log.open(path, projections=PROJECTIONS) as log:
+        log.append(records()[:-1])
+        make_checkpoint(log, KEY, records()[-1].wall_ns)
+    return path
+
+
+def run(path: Path, *words: str | Path) -> Result:
+    return CliRunner().invoke(main, [*(str(word) for word in words), "--log", str(path)])
+
+
+def told(path: Path, *words: str | Path) -> Any:  # noqa: ANN401 (JSON)
+    result = run(path, *words, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def archives(path: Path) -> list[Path]:
+    return sorted(path.with_name(path.name + ".archives").iterdir())
+
+
+def test_old_months_go_into_archives_and_everything_reads_through_them(path: Path) -> None:
+    before = told(path, "log", "show")
+    answer = told(path, "who", "--port", "7648", *AT)
+    told_of = told(path, "archive", "--before", "2026-06")
+    (segment,) = told_of["segments"]
+    assert (segment["span"], segment["number"]) == ({"first": 0, "end": 12}, 0)
+    with LogReader.open(path) as reader:
+        assert reader.query("SELECT count(*) FROM log_records WHERE bytes IS NULL") == [(12,)]
+    assert told(path, "log", "show", "--to", "11") == before
+    assert told(path, "who", "--port", "7648", *AT) == answer
+    assert told(path, "replay")["equal"]
+    assert told(path, "verify", "--key", PUBLIC)["clean"]
+    assert told(path, "archive")["segments"] == []
+    shown = run(path, "archive", "--list").stdout
+    assert "archived" in shown
+    assert time_text(records()[0].wall_ns) in shown
+
+
+def test_nothing_newer_than_was_asked_for_is_archived(path: Path) -> None:
+    assert told(path, "archive", "--before", "2026-05")["segments"] == []
+    assert "in the log" in run(path, "archive", "--list").stdout
+    assert [it["number"] for it in told(path, "archive", "--segment", "0")["segments"]] == [0]
+    result = run(path, "archive", "--segment", "0")
+    assert (result.exit_code, "archived already" in result.stderr) == (1, True)
+    assert run(path, "archive", "--segment", "7").exit_code == 2
+    assert run(path, "archive", "--before", "May").exit_code == 2
+
+
+def test_an_archive_is_verified_alone(path: Path, tmp_path: Path) -> None:
+    told(path, "archive")
+    (file,) = archives(path)
+    runner = CliRunner()
+    good = runner.invoke(main, ["verify-archive", str(file), "--key", PUBLIC])
+    assert (good.exit_code, PUBLIC in good.stdout) == (0, True)
+    assert runner.invoke(main, ["verify-archive", str(file), "--key", STRANGER]).exit_code == 1
+    damaged = tmp_path / "damaged.archive"
+    damaged.write_bytes(file.read_bytes().replace(b"eventlog", b"eventgol"))
+    result = runner.invoke(main, ["verify-archive", str(file), str(damaged), "--json"])
+    assert result.exit_code == 1
+    assert [it["good"] for it in json.loads(result.stdout)] == [True, False]
+
+
+def test_pruned_records_are_gone_and_the_answers_stay(path: Path) -> None:
+    answer = told(path, "who", "--port", "7648", *AT)
+    told(path, "archive")
+    assert run(path, "prune", "--before", "2026-06").exit_code == 2
+    assert run(path, "prune", "--reason", "why").exit_code == 2
+    (segment,) = told(path, "prune", "--before", "2026-06", "--reason", "kept for six months")["segments"]
+    assert segment["pruned_at"] is not None
+    assert archives(path) == []
+    assert EVIL_NAME.encode() not in b"".join(
+        file.read_bytes() for file in path.parent.iterdir() if file.is_file() and file.suffix != ".sqlite"
+    )
+    assert told(path, "who", "--port", "7648", *AT) == answer
+    report = told(path, "verify", "--key", PUBLIC)
+    assert report["clean"]
+    assert report["checkpoints_checked"] == 1
+    assert report["gone"][0]["span"] == {"first": 0, "end": 12}
+    assert told(path, "replay")["equal"]
+    shown = run(path, "log", "show")
+    assert shown.exit_code == 0
+    assert "positions 0 to 11: pruned" in shown.stdout
+    result = run(path, "replay", "--to", "5")
+    assert (result.exit_code, "pruned" in result.stderr) == (1, True)
+    result = run(path, "prove", "3")
+    assert result.exit_code != 0
+    assert "Traceback" not in result.output
+    assert told(path, "prune", "--before", "2026-06", "--reason", "again")["segments"] == []
+
+
+def test_a_redacted_record_says_no_more_and_the_rest_goes_on(path: Path) -> None:
+    said = told(path, "redact", "5", "--reason", "asked for by the person")
+    assert said["traceless"]
+    shown = told(path, "log", "show")
+    assert "redacted" in shown[5]["problem"]
+    (order,) = [it for it in shown if it.get("name") == "RecordRedacted"]
+    assert (order["position"], order["fields"]) == (
+        said["said_at"],
+        {"position": 5, "reason": "asked for by the person"},
+    )
+    assert told(path, "verify", "--key", PUBLIC)["clean"]
+    again = run(path, "redact", "5", "--reason", "twice")
+    assert (again.exit_code, "redacted already" in again.stderr) == (1, True)
+    assert run(path, "redact", "5", "--reason", " ").exit_code == 2
+    assert run(path, "redact", "5", "--reason", "x" * 257).exit_code == 2
+    result = run(path, "replay", "--to", "8", "--no-snapshot")
+    assert (result.exit_code, "position 5 is redacted" in result.stderr) == (1, True)
+
+
+def test_a_log_with_records_that_only_a_newer_version_knows_loses_none(tmp_path: Path) -> None:
+    path = write_sample_log(tmp_path / "log.sqlite")
+    result = run(path, "redact", "5", "--reason", "asked for")
+    assert (result.exit_code, "newer version" in result.stderr) == (1, True)
+    assert "redacted" not in run(path, "log", "show", "--from", "5", "--to", "5").stdout
