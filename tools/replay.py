@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import click
 
-from eventlog.kept_tables import TablesUnknown
+from eventlog.kept_tables import TablesUnknown, beginning
 from eventlog.reading import LogReader, Progress, RecordsGone
 from eventlog.record import RecordError
 from eventlog.tables import ProjectionError
@@ -106,18 +106,20 @@ class Replay:
     def compare_tables(self) -> NoReturn:
         """Whether the live tables are what the records give; ends with 0 if they are."""
         found: dict[str, list[Difference]] = {}
+        first = 0  # Where records are gone, the tables that were kept then are gone on from.
         failure: str | None = None
         size = self._reader.size
         try:
             for projection in PROJECTIONS:
+                first = max(first, beginning(self._reader, projection).size)
                 found[projection.name] = compare_projection(self._reader, projection, progress=self._progress)
         except (ProjectionError, RecordError, TablesUnknown, RecordsGone) as error:
             failure = str(error)
         equal = failure is None and not any(found.values())
         if self._as_json:
-            print_json(_tables_document(size, found, failure, equal=equal))
+            print_json(_tables_document(first, size, found, failure, equal=equal))
         else:
-            print_answer(size, found, failure)
+            print_answer(first, size, found, failure)
         sys.exit(0 if equal else 1)
 
     def _state_at(self, size: int) -> Past:
@@ -129,21 +131,23 @@ class Replay:
 
 
 def _tables_document(
-    size: int, found: dict[str, list[Difference]], failure: str | None, *, equal: bool
+    first: int, size: int, found: dict[str, list[Difference]], failure: str | None, *, equal: bool
 ) -> dict[str, object]:
     projections = {
         name: [{"table": it.table, "live": _text(it.live), "folded": _text(it.folded)} for it in differing]
         for name, differing in found.items()
     }
-    return {"records": size, "equal": equal, "failure": failure, "projections": projections}
+    answer = {"records": size, "folded_from": first, "equal": equal, "failure": failure}
+    return {**answer, "projections": projections}
 
 
-def print_answer(size: int, found: dict[str, list[Difference]], failure: str | None) -> None:
+def print_answer(first: int, size: int, found: dict[str, list[Difference]], failure: str | None) -> None:
     for name, differing in found.items():
         if differing:
             print_line((f"{name}: different", "bold red"), f" ({size} records)")
         else:
-            print_line((f"{name}: equal", "bold green"), f", folded from {size} records")
+            after = f" after the {first} that its kept tables were made of" if first else ""
+            print_line((f"{name}: equal", "bold green"), f", folded from {size - first} records{after}")
         for difference in differing:
             print_line(f"  {difference}")
     if failure is not None:

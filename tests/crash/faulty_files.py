@@ -179,17 +179,17 @@ class FaultyFiles:
             self.diary.append(Written(name, offset, bytes(data[:written])))
         return written
 
-    def _observe_fsync(self, descriptor: Any, /) -> None:  # noqa: ANN401 - or a file
-        name = self._name_of(descriptor)
+    def _observe_fsync(self, fd: Any) -> None:  # noqa: ANN401 - or a file
+        name = self._name_of(fd)
         if name is None:
-            self._fsync(descriptor)
+            self._fsync(fd)
             return
         try:
             self.fail_if_told("sync")
         except _Injected as failure:
             self.diary.append(Synced(name, done=False))
             raise OSError(errno.EIO, os.strerror(errno.EIO)) from failure
-        self._fsync(descriptor)
+        self._fsync(fd)
         self.diary.append(Synced(name, done=True))
 
     def _name_of(self, descriptor: int) -> str | None:

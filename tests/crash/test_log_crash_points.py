@@ -6,7 +6,8 @@ points of the story (and sometimes once more, while the log is opened again), an
 left: all acknowledged is there, no batch by half, `verify` finds nothing, and the next append works.
 
 200 points by default; by hand (3 minutes)
-`tools/test tests/crash/test_log_crash_points.py --crash-points 10000 --timeout 0`. A failure says its seed: `--crash-seed SEED --crash-points 20` tells that story again.
+`tools/test tests/crash/test_log_crash_points.py --crash-points 10000 --timeout 0`.
+A failure says its seed: `--crash-seed SEED --crash-points 20` tells that story again.
 """
 
 import os

@@ -26,7 +26,7 @@ RECORDS = 3000
 READERS = 3
 LOCK_S = 6.5
 """Longer than the tracker waits for it at a time (5 s), and than a lease."""
-LEASE_S = 2.0
+LEASE_S = 3.0
 SENDING_S = 7.0
 WAL_LIMIT = 16 << 20
 
@@ -155,7 +155,7 @@ def test_no_record_is_lost_while_others_read_audit_and_lock(place: Place) -> Non
         audited = auditor.head()
         live(0.5)
         with shell_lock(place.log):
-            live(0.3)  # A commit that had begun before the lock.
+            live(0.8)  # A commit that had begun before the lock.
             answered = [len(worker.acknowledged) for worker in workers]
             live(LOCK_S)
             assert [len(worker.acknowledged) for worker in workers] == answered

@@ -1,9 +1,7 @@
 """A tracker goes on where it was, whatever became of its old records."""
 
 import signal
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -18,14 +16,6 @@ from tools.writing import keep_tracker_state
 from tracker.clock import read_clock
 from tracker.messages import BindingView
 from tracker.projections import PROJECTIONS
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    place = Place(tmp_path)
-    yield place
-    if place.process is not None:
-        place.kill()
 
 
 def fill(place: Place, number: signal.Signals) -> tuple[BindingView, ...]:

@@ -120,9 +120,11 @@ def test_a_worker_killed_under_load_has_said_all_it_submitted_once(place: Place)
         worker = subprocess.Popen(
             [sys.executable, "-c", WORKER, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
-        time.sleep(0.6)
+        assert worker.stdout is not None
+        first = worker.stdout.readline()
+        time.sleep(0.4)
         worker.kill()
-        said = worker.communicate(timeout=10)[0].split()
+        said = (first + worker.communicate(timeout=10)[0]).split()
         submitted = int(said[-1])
     client = place.client()
     found = answers(client, lambda: client.pending == 0)

@@ -20,7 +20,8 @@ def make_site(stack: ExitStack, *, lab: dict[str, Any] | None = None, **settings
     """A site that ends with the stack; a setting of None leaves the default."""
     # Not pytest's tmp_path: its names are long, and a unix socket's path has 108 octets.
     directory = Path(stack.enter_context(TemporaryDirectory(prefix="porthold-")))
-    wanted: dict[str, dict[str, object]] = {"gateway": {"public_address": PUBLIC}}
+    # A claim may take longer than the usual second: whatever else runs here wants the machine too.
+    wanted: dict[str, dict[str, object]] = {"gateway": {"public_address": PUBLIC, "claim_timeout_s": 5.0}}
     for section, values in settings.items():
         wanted[section] = {**wanted.get(section, {}), **values}
         wanted[section] = {key: value for key, value in wanted[section].items() if value is not None}

@@ -44,6 +44,7 @@ CALLER: Final = "198.51.100.20"
 ANN: Final = "192.168.1.10"
 BOB: Final = "192.168.1.11"
 SERVICE_PORT: Final = 7648
+PATIENCE_S: Final = 6.0
 STARTED_S: Final = 20.0
 """Two processors are shared with whatever else runs: a start may take long, and that is no fault."""
 
@@ -313,7 +314,7 @@ class Site:
         logged = sorted(str(IPv4Address(row.holder)) for row in self.holdings() if row.until_ns is None)
         return self.holders(), told, logged
 
-    def await_holders(self, *addresses: str, timeout_s: float = 5.0) -> None:
+    def await_holders(self, *addresses: str, timeout_s: float = 15.0) -> None:
         """Wait until kernel, tracker and log agree that exactly these hold it."""
         wanted = sorted(addresses)
         try:
@@ -325,12 +326,12 @@ class Site:
     # --- packets -------------------------------------------------------------------------------------
 
     def udp_socket(self, place: str, port: int = SERVICE_PORT, address: str | None = None) -> socket.socket:
-        """A UDP socket at a place; reading waits 2 s at most."""
+        """A UDP socket at a place; reading waits for `PATIENCE_S`."""
 
         def make() -> socket.socket:
             made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self.open_until_end.enter_context(made)
-            made.settimeout(2.0)
+            made.settimeout(PATIENCE_S)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
             made.bind((address or self.lab.addresses[place], port))
             return made
@@ -345,7 +346,7 @@ class Site:
 
         return self.open_until_end.enter_context(self.lab.within(place, make))
 
-    def log_in(self, client: Actor, peer: str = REFLECTOR, timeout_s: float = 5.0) -> None:
+    def log_in(self, client: Actor, peer: str = REFLECTOR, timeout_s: float = 15.0) -> None:
         """Call a reflector and wait for its acknowledgement."""
         client.wait_for("login", since=client.command(f"call {peer}"), timeout_s=timeout_s)
 
@@ -381,7 +382,7 @@ def await_video_both_ways(ann: Actor, zoe: Actor, frames: int = 20, per_s: float
         await_received(client, "video", seen + frames + (frames + 4) // 10)
 
 
-def await_received(client: Actor, kind: str, count: int, timeout_s: float = 10.0) -> None:
+def await_received(client: Actor, kind: str, count: int, timeout_s: float = 20.0) -> None:
     """Wait until a simulated client has received that many packets of a kind; more fail."""
     wait_until(lambda: client.counters().get(f"received_{kind}", 0) >= count, f"{count} of {kind}", timeout_s)
     assert client.counters()[f"received_{kind}"] == count

@@ -58,7 +58,7 @@ def test_what_somebody_flushes_is_back_within_a_second_and_the_call_goes_on(site
     site.lab.run("gateway", FLUSHES[what])
     flushed = time.monotonic()
     wait_until(lambda: is_working(site), f"{what} restored", 3)
-    assert time.monotonic() - flushed < 1.3
+    assert time.monotonic() - flushed < 1.5  # a second, and the time that it takes to ask
     wait_until(lambda: len(site.events(KernelStateRestored)) == 1, "the hole in the log")
     await_video_both_ways(ann, zoe)
     time.sleep(2.1)  # the next OpenContinues
@@ -80,15 +80,15 @@ def test_a_worker_mends_whatever_is_done_to_its_table(site: Site, what: str) -> 
         """Ann's packets leave translated, callers reach her, nobody else is there; she tries again."""
         ann.sendto(open_continue(ANN), TO_REFLECTOR)
         caller.sendto(video(CALLER, to=PUBLIC), (PUBLIC, SERVICE_PORT))
-        out = {(payload[12:16], source) for payload, source in received(peer, 0.1)}
-        into = {payload for payload, _ in received(ann, 0.1)}
+        out = {(payload[12:16], source) for payload, source in received(peer, 0.2)}
+        into = {payload for payload, _ in received(ann, 0.2)}
         return (
             out == {(socket.inet_aton(PUBLIC), (PUBLIC, SERVICE_PORT))}
             and into == {video(CALLER, to=ANN)}
             and site.holders() == [ANN]
         )
 
-    wait_until(is_mended, f"{what} mended", 6)
+    wait_until(is_mended, f"{what} mended", 15)
     site.await_holders(ANN)
     site.assert_running()
     site.assert_log_clean()

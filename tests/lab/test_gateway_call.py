@@ -136,14 +136,15 @@ def test_a_client_on_an_ephemeral_port_keeps_it_and_its_large_frames_cross_both_
 
 
 def test_packets_without_a_checksum_cross_without_one(site: Site) -> None:
-    listener, zoe = site.udp_socket("reflector"), site.lab.client("workstation-1", "Ann")
-    payload = open_continue(ANN, name="Ann").hex()
-    zoe.command(f"send-without-checksum {REFLECTOR}:{SERVICE_PORT} {payload}")
+    listener, ann = site.udp_socket("reflector"), site.lab.client("workstation-1", "Ann")
+    talk, picture = open_continue(ANN, name="Ann").hex(), video(ANN).hex()
+    ann.command(f"send-without-checksum {REFLECTOR}:{SERVICE_PORT} {talk}")
+    listener.recvfrom(2048)
     site.await_holders(ANN)
     with capture(site.lab, "reflector") as packets:
-        zoe.command(f"send-without-checksum {REFLECTOR}:{SERVICE_PORT} {payload}")
-        zoe.command(f"send-without-checksum {REFLECTOR}:{SERVICE_PORT} {video(ANN).hex()}")
-        assert len(received(listener)) == 3
+        for payload in (talk, picture):
+            ann.command(f"send-without-checksum {REFLECTOR}:{SERVICE_PORT} {payload}")
+            listener.recvfrom(2048)
     found = udp_to(packets, REFLECTOR)
     assert [seen.packet[26:28] for seen in found] == [b"\0\0", b"\0\0"]
     assert all(seen.packet[40:44] == socket.inet_aton(PUBLIC) for seen in found)
@@ -161,6 +162,5 @@ def test_a_hundred_open_continues_in_a_second_are_not_all_upcalls_but_all_arrive
     arrived = received(listener)
     assert len(arrived) == 401
     assert {payload[12:16] for payload, _ in arrived} == {socket.inet_aton(PUBLIC)}
-    # A burst of a hundred and then fifty a second, also when this machine takes its time to send.
-    assert site.counters()["talks_queued"] <= 110 + 50 * took_s
-    assert took_s > 4 or site.counters()["talks_queued"] < 350
+    # A burst of a hundred, one more if the ten seconds of the last one just end, and fifty a second.
+    assert site.counters()["talks_queued"] <= 210 + 50 * took_s

@@ -5,6 +5,7 @@ client and reflector enforce. By default that is shortened; `pytest -m soak test
 60 s and outages of 90 s.
 """
 
+import re
 import signal
 import socket
 import time
@@ -29,7 +30,7 @@ from tests.lab.gateway_site import (
     refusals,
 )
 from tools.lab import Actor, wait_until
-from tracker.events import Ending, SessionOpened, TrackerStarted, WorkerLost, WorkerReturned
+from tracker.events import SessionOpened, TrackerStarted, WorkerLost, WorkerReturned
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,9 @@ def test_the_log_says_what_was_away(stories: dict[str, Story]) -> None:
     }
 
 
-def test_a_grant_that_comes_too_late_leaves_no_doubt_who_holds(site: Site) -> None:
+def test_a_grant_that_comes_too_late_leaves_no_doubt_who_holds(new_site: SiteMaker) -> None:
+    site = new_site(gateway={"claim_timeout_s": 1.0})
+    site.start()
     bob, peer = site.udp_socket("workstation-2"), site.udp_socket("reflector")
     with site.stopped("tracker"), capture(site.lab, "workstation-2") as packets:
         for _ in range(13):
@@ -215,23 +218,32 @@ def test_a_grant_that_comes_too_late_leaves_no_doubt_who_holds(site: Site) -> No
     site.assert_log_clean()
 
 
-def test_daemons_end_on_request_and_the_idle_time_goes_on_through_their_restart(new_site: SiteMaker) -> None:
-    site = new_site(service={"idle_s": 2.5})
+def test_daemons_end_on_request_and_a_restart_makes_no_silence_longer(new_site: SiteMaker) -> None:
+    site = new_site(service={"idle_s": 30.0})
     site.start()
     ann = site.udp_socket("workstation-1")
     ann.sendto(open_continue(ANN), (REFLECTOR, SERVICE_PORT))
     site.await_holders(ANN)
-    ann.sendto(open_continue(ANN), (REFLECTOR, SERVICE_PORT))
-    last_s = time.monotonic()
+    silent_since_s = time.monotonic()
+    time.sleep(1.5)
     for number in (signal.SIGTERM, signal.SIGINT):
         site.signal("rewriter", number)
-        assert site.daemon("rewriter").wait(5) == 0, site.said("rewriter")
+        assert site.daemon("rewriter").wait(10) == 0, site.said("rewriter")
         assert site.holders() == [ANN]
         site.start_rewriter()
-    wait_until(lambda: site.holders() == [], "expiry in the kernel")
-    assert 2.3 < time.monotonic() - last_s < 4.0
-    site.await_holders()
+    left_s = seconds_left(site)
+    # Between its look at the old table and the load of the new one a little is lost.
+    assert left_s + (time.monotonic() - silent_since_s) < 31.2
     site.signal("tracker", signal.SIGTERM)
-    assert site.daemon("tracker").wait(5) == 0, site.said("tracker")
-    assert [holding.reason for holding in site.holdings()] == [Ending.IDLE]
+    assert site.daemon("tracker").wait(10) == 0, site.said("tracker")
+    assert [holding.until_ns for holding in site.holdings()] == [None]
     site.assert_log_clean()
+
+
+def seconds_left(site: Site) -> float:
+    """Of the holder's idle time, in the kernel (nft's JSON has whole seconds, its text has more)."""
+    words = ["nft", "list", "set", "ip", "porthold", "cuseeme_holders"]
+    listed = site.lab.run("gateway", words).stdout
+    found = re.search(r"expires (?:(\d+)s)?(?:(\d+)ms)?", listed)
+    assert found is not None
+    return int(found[1] or 0) + int(found[2] or 0) / 1000

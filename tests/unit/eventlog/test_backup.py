@@ -1,6 +1,8 @@
 """A backup is a clean log of one moment, or it is not there."""
 
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from eventlog.archive import archives_of
 from eventlog.backup import BackupFailed, backup
 from eventlog.retention import archive_segment, close_segment
 from eventlog.store import Log, LogReader
+from eventlog.verify import verify
 from tests.unit.eventlog.samples import SECOND_NS, START_NS, Holders, held, make_log, many_held
 
 LATER_NS = START_NS + 10**6 * SECOND_NS
@@ -94,3 +97,21 @@ def test_a_backup_has_the_archives_too_or_is_none(tmp_path: Path) -> None:
         backup(path, other, [Holders()])
     assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
     assert not other.exists()
+
+
+def test_a_replicators_own_tables_and_long_reads_are_no_harm(tmp_path: Path) -> None:
+    # What Litestream does to a database: two tables of its own, a row that it counts up, a read that lasts.
+    path = make_log(tmp_path / "log.sqlite", 50)
+    with closing(sqlite3.connect(path, isolation_level=None)) as replicator:
+        replicator.execute("CREATE TABLE _litestream_seq (id INTEGER PRIMARY KEY, seq INTEGER)")
+        replicator.execute("CREATE TABLE _litestream_lock (id INTEGER)")
+        replicator.execute("INSERT INTO _litestream_seq VALUES (1, 1)")
+        replicator.execute("BEGIN")
+        replicator.execute("SELECT count(*) FROM _litestream_seq").fetchall()
+        with Log.open(path, projections=[Holders()], busy_s=0.1) as log:
+            log.append([held(10**6)])
+            assert verify(log, [Holders()]).clean
+            assert not log.give_back()  # An older state of the file is held.
+            replicator.execute("ROLLBACK")
+            assert log.give_back()
+    assert backup(path, tmp_path / "copy.sqlite", [Holders()]).clean

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from eventlog.record import Record, Source
 from eventlog.snapshot import Snapshot, StateFold
 from tests.unit.tracker.test_ownership import commands
-from tests.unit.tracker.wire import ANN, BOB, at, claim, counting, opening
+from tests.unit.tracker.wire import ANN, BOB, REFLECTOR, at, claim, counting, opening
 from tracker import image
 from tracker.events import HolderNamed
 from tracker.image import Fold, Memory
@@ -92,7 +92,21 @@ def plainly(value: object) -> Any:  # noqa: ANN401 (whatever can be compared)
     return value
 
 
-histories = st.lists(st.tuples(commands(), st.integers(0, 12), st.booleans()), max_size=50)
+LIVELY: list[tuple[Command, int, bool]] = [
+    (FromWorker("w1", opening()), 1, False),
+    (FromWorker("w1", claim(ANN)), 1, True),
+    (FromWorker("w1", claim(BOB)), 1, False),
+    (FromWorker("w2", opening("gw2")), 1, False),
+    (FromWorker("w2", claim(BOB, gateway="gw2")), 1, False),
+    (FromWorker("w2", claim(ANN, gateway="gw2", service="shared", peer=REFLECTOR)), 1, True),
+]
+"""A beginning that chance alone seldom finds: two gateways, three bindings, one refusal."""
+
+histories = st.builds(
+    lambda beginning, more: LIVELY[:beginning] + more,
+    st.integers(0, len(LIVELY)),
+    st.lists(st.tuples(commands(), st.integers(0, 12), st.booleans()), max_size=40),
+)
 
 
 @given(histories, histories)
