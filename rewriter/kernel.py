@@ -585,6 +585,8 @@ class GatewayKernel:
             for element in elements:
                 self._remove(element)
                 self.tables.apply(ruleset.install(self.rules, self._epoch(), element))
+                # Who rang while it was gone has a connection to nobody.
+                self._forget_claimed_tuples(self.rules.service(element.service), element)
         self.ensure_queueing()
 
     def live_peers(self, element: Element) -> set[IPv4Address]:

@@ -11,6 +11,7 @@ from tools.output import print_line, time_text
 
 _SAMPLE: Final = 10_000
 """So many of the newest records are measured: exact for a small log, and quick for a large one."""
+_ENOUGH: Final = 1000
 _SPANS_S: Final = {"minute": 60, "hour": 3600, "day": 86_400}
 
 
@@ -76,7 +77,10 @@ def _lines(stats: Stats) -> Iterator[str]:
     yield f"database: {_size(stats.database_octets)}, WAL: {_size(stats.wal_octets)}"
     if stats.file_octets_a_record is not None and stats.record_octets is not None:
         own = f"{stats.record_octets:.0f} its own (the newest {min(_SAMPLE, stats.records)} measured)"
-        yield f"octets a record: {own}, {stats.file_octets_a_record:.0f} with all that goes with it"
+        # An empty file's pages would be the most of it where there are few.
+        enough = stats.records >= _ENOUGH
+        whole = f", {stats.file_octets_a_record:.0f} with all that goes with it" if enough else ""
+        yield f"octets a record: {own}{whole}"
     yield "rate: " + ", ".join(f"{count} in the last {name}" for name, count in stats.appended.items())
     if stats.checkpoint_size is None or stats.checkpoint_made_ns is None:
         yield f"checkpoint: none, so all {stats.records} records are unprotected"

@@ -251,14 +251,20 @@ def print_difference(difference: Difference) -> None:
     name = f"{difference.kind} {difference.name}"
     match difference.before, difference.after:
         case None, dict() as came:
-            print_line((f"+ {name}", "green"), f"  {' '.join(words(came))}")
+            print_line((f"+ {name}", "green"), f"  {_facts(came)}")
         case dict() as went, None:
-            print_line((f"- {name}", "red"), f"  {' '.join(words(went))}")
+            print_line((f"- {name}", "red"), f"  {_facts(went)}")
         case dict() as old, dict() as new:
             changes = ", ".join(f"{field} {_text(old[field])} → {_text(new[field])}" for field in new)
             print_line((f"~ {name}", "yellow"), f"  {changes}")
         case _:
             raise TypeError(f"nothing differs of {name}")
+
+
+def _facts(fields_of_it: dict[str, Any]) -> str:
+    """What is known of it; its first field is its name already."""
+    known = {field: value for field, value in list(fields_of_it.items())[1:] if value not in (None, [])}
+    return " ".join(words(known))
 
 
 def _text(value: object) -> str:

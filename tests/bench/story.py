@@ -38,7 +38,7 @@ from tracker.events import (
 )
 
 SECOND_NS: Final = 1_000_000_000
-BEGIN_NS: Final = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp()) * SECOND_NS
+BEGIN_NS: Final = int(datetime(2015, 1, 1, tzinfo=UTC).timestamp()) * SECOND_NS
 GATEWAYS: Final = 20
 HOSTS: Final = 200
 RESTART_NS: Final = 7 * 86_400 * SECOND_NS
