@@ -356,10 +356,10 @@ def run(console: Console, keep: Path | None) -> int:
     """Play it; the exit code."""
     began_s = time.monotonic()
     narrator = Narrator(console)
-    console.print("[bold]A CU-SeeMe call through a masquerading gateway[/bold]\n")
-    narrator.verbatim(PICTURE)
-    narrator.say("Each is a network namespace of this machine, and so is the Internet between them.")
     with _directory(keep) as directory:
+        console.print("[bold]A CU-SeeMe call through a masquerading gateway[/bold]\n")
+        narrator.verbatim(PICTURE)
+        narrator.say("Each is a network namespace of this machine, and so is the Internet between them.")
         with Lab(outside=OUTSIDE) as lab:
             stage = Stage(lab, directory, narrator)
             try:

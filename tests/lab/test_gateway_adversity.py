@@ -36,6 +36,7 @@ FLUSHES = {
     "our NAT chain": ["nft", "flush", "chain", "ip", "porthold", "nat_leaving"],
     "our holders": ["nft", "flush", "set", "ip", "porthold", "cuseeme_holders"],
     "our inbound map": ["nft", "flush", "map", "ip", "porthold", "cuseeme_inbound"],
+    "our outbound map": ["nft", "flush", "map", "ip", "porthold", "cuseeme_outbound"],
     "our inbound map's value": [
         "nft",
         f"delete element ip porthold cuseeme_inbound {{ {PUBLIC} }};"
