@@ -1,7 +1,7 @@
 """IPv4 packets as NFQUEUE hands them over: whose flow, which payload, and the same packet with another one.
 
 Rule 1: a packet whose lengths do not agree to the byte is none here: `parse` and `parse_flow` answer None.
-Rule 2: a payload is only replaced by one of the same length: all to correct is the UDP checksum.
+Rule 2: what is replaced keeps its length: all to correct are the checksums, by the difference alone.
 Rule 3: a checksum of 0 (none was sent) stays 0; a computed 0 is sent as 0xFFFF.
 
 The arithmetic: the ones' complement sum of 16-bit words is the bytes read as one big-endian number, modulo
@@ -23,6 +23,8 @@ _MINIMUM_TCP_HEADER_LENGTH = 20
 # "More fragments" and the offset; the reserved and "don't fragment" bits are no matter.
 _FRAGMENT_BITS = 0x3FFF
 _TIME_TO_LIVE_HOPS = 64
+_IP_CHECKSUM = slice(10, 12)
+_ADDRESSES = slice(12, 20)
 
 
 class Endpoint(NamedTuple):
@@ -79,11 +81,24 @@ class UdpPacket:
         """
         if len(payload) != len(self.packet) - self.payload_offset:
             raise ValueError(f"payload of {len(payload)} bytes for {len(self.packet) - self.payload_offset}")
-        checksum = self.checksum
-        if checksum != 0:
-            checksum = _checksum_of(0xFFFF - checksum + _word_sum(payload) - _word_sum(self.payload))
-        head = self.packet[: self.payload_offset - 2]
-        return b"".join((head, checksum.to_bytes(2, "big"), payload))
+        checksum = self.packet[self.payload_offset - 2 : self.payload_offset]
+        if self.checksum != 0:
+            checksum = _corrected(checksum, _word_sum(payload) - _word_sum(self.payload))
+        return b"".join((self.packet[: self.payload_offset - 2], checksum, payload))
+
+    def with_addresses(self, source: bytes, destination: bytes) -> bytes:
+        """Return the packet between other hosts (4 bytes each); checksums that were wrong stay wrong."""
+        addresses = source + destination
+        if len(addresses) != len(self.packet[_ADDRESSES]):
+            raise ValueError("an address is not 4 bytes")
+        difference = _word_sum(addresses) - _word_sum(self.packet[_ADDRESSES])
+        readdressed = bytearray(self.packet)
+        readdressed[_ADDRESSES] = addresses
+        readdressed[_IP_CHECKSUM] = _corrected(self.packet[_IP_CHECKSUM], difference)
+        if self.checksum != 0:  # they are part of the UDP checksum too (RFC 768)
+            udp_checksum_at = slice(self.payload_offset - 2, self.payload_offset)
+            readdressed[udp_checksum_at] = _corrected(self.packet[udp_checksum_at], difference)
+        return bytes(readdressed)
 
 
 def parse(packet: bytes) -> UdpPacket | None:
@@ -181,6 +196,11 @@ def _word(data: bytes, offset: int) -> int:
 def _word_sum(data: bytes) -> int:
     """Sum the 16-bit words, the last one padded with a zero byte, modulo 0xFFFF."""
     return (int.from_bytes(data, "big") << 8 * (len(data) % 2)) % 0xFFFF
+
+
+def _corrected(checksum: bytes, difference: int) -> bytes:
+    """A checksum after its words' sum has changed by `difference` (RFC 1624, equation 3)."""
+    return _checksum_of(0xFFFF - int.from_bytes(checksum, "big") + difference).to_bytes(2, "big")
 
 
 def _checksum_of(word_sum: int) -> int:
