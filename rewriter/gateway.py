@@ -655,6 +655,7 @@ class Gateway:
                 host=self.settings.host,
                 # Once: two that take over from each other would do so for ever.
                 take_over=self.settings.take_over and self.epoch is None,
+                fence=False,
             )
         )
 

@@ -41,8 +41,9 @@ from tracker.shapes import (
     unpack,
 )
 
-SCHEMA: Final = 2
-"""Since 2 a report's own time stands in its record once: not among the fields, but as `reported_ns`."""
+SCHEMA: Final = 3
+"""Since 2 a report's own time stands in its record once: not among the fields, but as `reported_ns`.
+Since 3 a session says whether its gateway is fenced."""
 TRACKER: Final = "tracker"
 """Source name of what the tracker itself says; no worker may bear it."""
 
@@ -240,7 +241,10 @@ class ServiceRemoved:
 
 @dataclass(frozen=True, slots=True)
 class SessionOpened:
-    """A worker speaks for a gateway from here on; `epoch` is its fencing token."""
+    """A worker speaks for a gateway from here on; `epoch` is its fencing token.
+
+    `fence`: its kernel forwards nothing when the lease has ended (on_tracker_loss = "fence").
+    """
 
     gateway: Name
     epoch: Count
@@ -248,6 +252,7 @@ class SessionOpened:
     host: Text
     public_addresses: tuple[Address, ...]
     lease_ms: Milliseconds
+    fence: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -501,7 +506,12 @@ def _to_schema_2(record: Record) -> Record:
     return replace(record, schema=2, fields=_with_time(kind, record.fields, None))
 
 
-_UPCASTS: Final[dict[int, Callable[[Record], Record]]] = {1: _to_schema_2}
+def _to_schema_3(record: Record) -> Record:
+    fields = (*record.fields, False) if TYPES.get(record.type) is SessionOpened else record.fields
+    return replace(record, schema=3, fields=fields)
+
+
+_UPCASTS: Final[dict[int, Callable[[Record], Record]]] = {1: _to_schema_2, 2: _to_schema_3}
 """By schema: what makes a record of it one of the next. Each stays for ever, as the records do."""
 
 _TIME_NAMES: Final[dict[type[Event], str]] = {

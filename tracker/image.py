@@ -17,11 +17,21 @@ from eventlog.record import Record
 from tracker import ownership
 from tracker.events import TRACKER, TYPES, PortBound, ServiceDefinition, SessionEnding, from_record
 from tracker.ownership import Binding, Gateway, Refusals, Session, State
-from tracker.shapes import Address, Count, Name, Nanoseconds, ProtocolError, Text, pack, unpack
+from tracker.shapes import (
+    Address,
+    Count,
+    Milliseconds,
+    Name,
+    Nanoseconds,
+    ProtocolError,
+    Text,
+    pack,
+    unpack,
+)
 
 NAME: Final = "tracker"
 """Of the snapshots."""
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 @dataclass(slots=True)
@@ -75,6 +85,8 @@ class _Session:
     host: Text
     public_addresses: tuple[Address, ...]
     opened_ns: Nanoseconds
+    lease_ms: Milliseconds
+    fence: bool
     lost_since_ns: Nanoseconds | None
     refused: tuple[Name, ...]
 
@@ -84,7 +96,9 @@ class _Gateway:
     name: Name
     epoch: Count
     worker: Name | None
+    host: Text | None
     trusted_epoch: Count
+    moved_epoch: Count
     session: _Session | None
     last_ending: SessionEnding | None
     services: tuple[ServiceDefinition, ...]
@@ -166,7 +180,9 @@ def _gateway(name: str, gateway: Gateway) -> _Gateway:
         name,
         gateway.epoch,
         gateway.worker,
+        gateway.host,
         gateway.trusted_epoch,
+        gateway.moved_epoch,
         None if gateway.session is None else _session(gateway.session),
         gateway.last_ending,
         tuple(gateway.services.values()),
@@ -180,6 +196,8 @@ def _session(session: Session) -> _Session:
         session.host,
         session.public_addresses,
         session.opened_ns,
+        session.lease_ms,
+        session.fence,
         session.lost_since_ns,
         tuple(sorted(session.refused)),
     )
@@ -198,7 +216,9 @@ def _to_gateway(image: _Gateway) -> Gateway:
     return Gateway(
         image.epoch,
         image.worker,
+        image.host,
         image.trusted_epoch,
+        image.moved_epoch,
         None if image.session is None else _to_session(image.session),
         image.last_ending,
         {service.name: service for service in image.services},
@@ -212,6 +232,8 @@ def _to_session(image: _Session) -> Session:
         image.host,
         image.public_addresses,
         image.opened_ns,
+        image.lease_ms,
+        image.fence,
         image.lost_since_ns,
         set(image.refused),
         heard_ns=image.opened_ns,

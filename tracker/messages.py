@@ -2,7 +2,8 @@
 
 Rule 1: a frame has one encoding; maps, floats, extensions, surplus or missing values, values out of range are
 one ProtocolError that names the field. Rule 2: what encodes here decodes here: `encode_*` refuses what
-`decode_*` would. Rule 3: numbers of kinds are never used again. Rule 4: no I/O, no clock.
+`decode_*` would. Rule 3: numbers of kinds are never used again, so a shape that
+changes gets a new one. Rule 4: no I/O, no clock.
 
     worker → tracker   [version, kind, worker, incarnation, sequence, acknowledged, age_ms, sent_ns, [body…]]
     tracker → worker   [version, kind, incarnation, sequence, [body…]]
@@ -81,13 +82,17 @@ class ClaimRefusal(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class OpenSession:
-    """`worker` wants to speak for `gateway`; `host`: machine and boot, so that others know where it runs."""
+    """`worker` wants to speak for `gateway`; `host` says whose kernel it has: machine/boot/network namespace.
+
+    `fence`: that kernel forwards nothing when the lease has ended.
+    """
 
     gateway: Name
     public_addresses: tuple[Address, ...]
     services: tuple[ServiceDefinition, ...]
     host: Text
     take_over: bool
+    fence: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,17 +163,22 @@ class BindingView:
 
 @dataclass(frozen=True, slots=True)
 class SessionGranted:
-    """The session is the worker's; `bindings` are the gateway's, to be adopted or reported withdrawn."""
+    """The session is the worker's; `bindings` are the gateway's, to be adopted or reported withdrawn.
+
+    `moved_epoch`: with this epoch the gateway came to this host from another one (0: it did not). A kernel
+    whose table is older never had the bindings that were the other's: they are made anew in it.
+    """
 
     gateway: Name
     epoch: Count
     lease_ms: Milliseconds
+    moved_epoch: Count
     bindings: tuple[BindingView, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SessionDenied:
-    """`worker` speaks for the gateway, for `lease_left_ms` at least."""
+    """`worker` speaks for the gateway, for `lease_left_ms` at least, or is about to take it over."""
 
     gateway: Name
     worker: Name
@@ -324,9 +334,9 @@ ReplyBody = (
 )
 
 REQUEST_KINDS: Final[dict[int, type[Body]]] = {
-    1: OpenSession,
     2: CloseSession,
     3: ClaimPort,
+    4: OpenSession,
     10: BindingInstalled,
     11: BindingWithdrawn,
     12: HolderNamed,
@@ -339,11 +349,11 @@ REQUEST_KINDS: Final[dict[int, type[Body]]] = {
     23: MakeCheckpoint,
 }
 REPLY_KINDS: Final[dict[int, type[ReplyBody]]] = {
-    1: SessionGranted,
     2: SessionDenied,
     3: ClaimGranted,
     4: ClaimRefused,
     5: Acknowledged,
+    6: SessionGranted,
     20: HeartbeatAcknowledged,
     21: SessionOver,
     22: WithdrawBinding,

@@ -6,7 +6,8 @@ holds it; it becomes free only when a worker said that the kernel has nothing of
 is given once, to one worker; what an older one commands is refused, what it saw of an open binding is still
 taken, unless another worker has taken over since. Rule 5: what is not logged (leases, counts of refusals, the
 clock's offset) decides nothing that is, except that a lease ran out. Rule 6: a lease is never cut short
-because the tracker did not listen.
+because the tracker did not listen. Rule 7: the kernel of a fenced session may forward until its lease has
+ended, and no batch from another host stops it: so whoever comes from there waits until then.
 
 Longer than other modules because of Rule 1.
 """
@@ -72,6 +73,8 @@ from tracker.messages import (
 )
 
 MILLISECOND_NS: Final = 1_000_000
+TAKER_HEARD_NS: Final = 5_000_000_000
+"""Who waits to take over asks again at least each two seconds (rewriter/gateway.py)."""
 
 
 # ---- what can be asked of it -----------------------------------------------------------------------------
@@ -143,7 +146,17 @@ class ClockSeen:
     offset_ns: int
 
 
-Unlogged = LeaseRenewed | RefusalCounted | ClockSeen
+@dataclass(frozen=True, slots=True)
+class TakerSeen:
+    """`worker` on another host takes the fenced gateway over, and asks again until its lease has ended."""
+
+    gateway: str
+    worker: str
+    host: str
+    until_ns: int
+
+
+Unlogged = LeaseRenewed | RefusalCounted | ClockSeen | TakerSeen
 """Changes of the state that are forgotten at a restart."""
 
 
@@ -163,6 +176,8 @@ class Decision:
 class Session:
     """`deadline_ns`: the lease's end, monotonic; `heard_ns`: wall time of the last heartbeat, or of opening.
 
+    `lease_ms`: as its worker was told. `fence`: its kernel forwards only while the lease runs. `taker`: who
+    waits to take over; the lease is not renewed meanwhile.
     What is not compared, is not logged; `image` says what becomes of it at a restart.
     """
 
@@ -171,19 +186,27 @@ class Session:
     host: str
     public_addresses: tuple[bytes, ...]
     opened_ns: int
+    lease_ms: int
+    fence: bool
     lost_since_ns: int | None = None
     refused: set[str] = field(default_factory=set)
+    taker: TakerSeen | None = field(default=None, compare=False)
     deadline_ns: int = field(default=0, compare=False)
     heard_ns: int = field(default=0, compare=False)
 
 
 @dataclass(slots=True)
 class Gateway:
-    """`epoch`, `worker`: the last given; `trusted_epoch`: the first since another worker spoke for it."""
+    """`epoch`, `worker`, `host`: the last given; `trusted_epoch`: the first since another worker spoke.
+
+    `moved_epoch`: the first on this host, when the one before lives on beside it; else 0.
+    """
 
     epoch: int = 0
     worker: str | None = None
+    host: str | None = None
     trusted_epoch: int = 0
+    moved_epoch: int = 0
     session: Session | None = None
     last_ending: SessionEnding | None = None
     services: dict[str, ServiceDefinition] = field(default_factory=dict)
@@ -299,29 +322,70 @@ def _look_at_clock(state: State, now: Instant) -> tuple[tuple[ClockStepped, ...]
 def _open_session(state: State, worker: str, body: OpenSession, now: Instant) -> Decision:
     gateway = state.gateways.get(body.gateway, Gateway())
     session = gateway.session
-    if session is not None and session.worker != worker and not body.take_over:
-        left_ns = session.deadline_ns - now.monotonic_ns
-        if session.lost_since_ns is None and left_ns > 0:
-            return _deny_session(session, worker, body, left_ns)
+    if session is not None and _runs(session, now) and not _may_replace(session, worker, body, now):
+        return _deny_session(session, worker, body, now)
     epoch = gateway.epoch + 1
     events: list[Event] = []
     if session is not None:
         reason = _replaced(session, worker, now)
         events.append(SessionEnded(body.gateway, session.epoch, session.worker, reason))
-    events.append(
-        SessionOpened(body.gateway, epoch, worker, body.host, body.public_addresses, state.lease_ms)
-    )
+    lease_ms, addresses = state.lease_ms, body.public_addresses
+    events.append(SessionOpened(body.gateway, epoch, worker, body.host, addresses, lease_ms, body.fence))
     events.extend(_changed_services(gateway, body))
     bindings = tuple(state.bindings[number].view() for number in sorted(gateway.bindings))
-    reply = SessionGranted(body.gateway, epoch, state.lease_ms, bindings)
-    return Decision(tuple(events), (_renewed(state, body.gateway, now),), reply)
+    reply = SessionGranted(body.gateway, epoch, lease_ms, _moved_epoch(gateway, epoch, body.host), bindings)
+    return Decision(tuple(events), (_renewed(body.gateway, lease_ms, now),), reply)
 
 
-def _deny_session(session: Session, worker: str, body: OpenSession, left_ns: int) -> Decision:
-    reply = SessionDenied(body.gateway, session.worker, session.host, left_ns // MILLISECOND_NS)
-    if worker in session.refused:
-        return Decision(reply=reply)
-    return Decision((SessionRefused(body.gateway, session.epoch, worker, body.host),), reply=reply)
+def _runs(session: Session, now: Instant) -> bool:
+    return session.lost_since_ns is None and session.deadline_ns > now.monotonic_ns
+
+
+def _may_replace(session: Session, worker: str, body: OpenSession, now: Instant) -> bool:
+    """Whether it may while its lease runs: its own worker, and whom the operator sends.
+
+    Under fence only on the same host, where the new epoch's table replaces the old one and its lease. Another
+    host has to wait, also for its own name: that can be a machine that was started anew, or a second one.
+    """
+    if session.fence and session.host != body.host:
+        return False
+    return body.take_over if session.worker != worker else _taker(session, now) is None
+
+
+def _taker(session: Session, now: Instant) -> TakerSeen | None:
+    """Who is waiting to take over, unless nothing was heard of it for a while."""
+    taker = session.taker
+    return taker if taker is not None and taker.until_ns > now.monotonic_ns else None
+
+
+def _deny_session(session: Session, worker: str, body: OpenSession, now: Instant) -> Decision:
+    left_ms = (session.deadline_ns - now.monotonic_ns) // MILLISECOND_NS
+    taker = _taker(session, now)
+    if taker is not None and taker.worker != worker:
+        return Decision(reply=SessionDenied(body.gateway, taker.worker, taker.host, left_ms))
+    # Its lease is not renewed any more, so it ends, or its worker closes it on hearing so.
+    until_ns = now.monotonic_ns + TAKER_HEARD_NS
+    takes = (TakerSeen(body.gateway, worker, body.host, until_ns),) if body.take_over else ()
+    events = () if worker in session.refused else (_refused(session, worker, body),)
+    return Decision(events, takes, SessionDenied(body.gateway, session.worker, session.host, left_ms))
+
+
+def _refused(session: Session, worker: str, body: OpenSession) -> SessionRefused:
+    return SessionRefused(body.gateway, session.epoch, worker, body.host)
+
+
+def _moved_epoch(gateway: Gateway, epoch: int, host: str) -> int:
+    """Of the session `epoch` on `host`; a machine that was started anew has not moved, its kernel is gone."""
+    if gateway.host is None or gateway.host == host:
+        return gateway.moved_epoch
+    machine, boot = _machine_and_boot(host)
+    machine_before, boot_before = _machine_and_boot(gateway.host)
+    return epoch if machine != machine_before or boot == boot_before else 0
+
+
+def _machine_and_boot(host: str) -> tuple[str, str]:
+    machine, _, rest = host.partition("/")
+    return machine, rest.partition("/")[0]
 
 
 def _replaced(session: Session, worker: str, now: Instant) -> SessionEnding:
@@ -355,10 +419,12 @@ def _heartbeat(state: State, worker: str, body: Heartbeat, now: Instant) -> Deci
         gateway = state.gateways.get(body.gateway)
         reason = None if gateway is None else gateway.last_ending
         return Decision(reply=SessionOver(body.gateway, body.epoch, reason))
+    if _taker(session, now) is not None:
+        return Decision(reply=SessionOver(body.gateway, body.epoch, SessionEnding.TAKE_OVER))
     lost_ns = session.lost_since_ns
     back = () if lost_ns is None else (WorkerReturned(body.gateway, body.epoch, worker, lost_ns),)
-    reply = HeartbeatAcknowledged(body.gateway, body.epoch, body.nonce, state.lease_ms)
-    return Decision(back, (_renewed(state, body.gateway, now),), reply)
+    reply = HeartbeatAcknowledged(body.gateway, body.epoch, body.nonce, session.lease_ms)
+    return Decision(back, (_renewed(body.gateway, session.lease_ms, now),), reply)
 
 
 def _claim(state: State, worker: str, body: ClaimPort, age_ms: int, now: Instant) -> Decision:
@@ -457,9 +523,9 @@ def _start(state: State, command: Start, now: Instant) -> Decision:
     leases = tuple(
         LeaseRenewed(
             name,
-            now.monotonic_ns + state.lease_ms * MILLISECOND_NS,
+            now.monotonic_ns + session.lease_ms * MILLISECOND_NS,
             # Whoever was not lost then had been heard within the lease before.
-            max(session.heard_ns, alive_ns - state.lease_ms * MILLISECOND_NS),
+            max(session.heard_ns, alive_ns - session.lease_ms * MILLISECOND_NS),
         )
         for name, session in _leases(state)
     )
@@ -487,8 +553,8 @@ def _session(state: State, worker: str, gateway: str, epoch: int) -> Session | N
     return session if session.worker == worker and session.epoch == epoch else None
 
 
-def _renewed(state: State, gateway: str, now: Instant) -> LeaseRenewed:
-    return LeaseRenewed(gateway, now.monotonic_ns + state.lease_ms * MILLISECOND_NS, now.wall_ns)
+def _renewed(gateway: str, lease_ms: int, now: Instant) -> LeaseRenewed:
+    return LeaseRenewed(gateway, now.monotonic_ns + lease_ms * MILLISECOND_NS, now.wall_ns)
 
 
 # ---- apply -----------------------------------------------------------------------------------------------
@@ -559,6 +625,8 @@ def apply_unlogged(state: State, change: Unlogged) -> None:
             refusals.last_ns = change.at_ns
         case ClockSeen():
             state.clock_offset_ns = change.offset_ns
+        case TakerSeen():
+            _open(state, change.gateway).taker = change
         case _:
             assert_never(change)
 
@@ -574,9 +642,17 @@ def _apply_opened(state: State, event: SessionOpened, wall_ns: int) -> None:
     gateway = state.gateways.setdefault(event.gateway, Gateway())
     if gateway.worker != event.worker:
         gateway.trusted_epoch = event.epoch
-    gateway.epoch, gateway.worker = event.epoch, event.worker
+    gateway.moved_epoch = _moved_epoch(gateway, event.epoch, event.host)
+    gateway.epoch, gateway.worker, gateway.host = event.epoch, event.worker, event.host
     gateway.session = Session(
-        event.epoch, event.worker, event.host, event.public_addresses, opened_ns=wall_ns, heard_ns=wall_ns
+        event.epoch,
+        event.worker,
+        event.host,
+        event.public_addresses,
+        opened_ns=wall_ns,
+        lease_ms=event.lease_ms,
+        fence=event.fence,
+        heard_ns=wall_ns,
     )
 
 

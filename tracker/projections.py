@@ -287,7 +287,7 @@ def _session_rows(position: int, wall_ns: int, event: Event, read: Reader) -> It
                     yield Insert("service_ports", {**key, "use": use, "number": number, **span})
         case ServiceRemoved(gateway, name):
             yield from _service_ends(gateway, name, position, wall_ns, read)
-        case SessionOpened(gateway, epoch, worker, host, _, lease_ms):
+        case SessionOpened(gateway, epoch, worker, host, _, lease_ms, _):
             who: dict[str, Cell] = {"gateway": gateway, "epoch": epoch, "worker": worker, "host": host}
             yield Insert("sessions", {**who, "lease_ms": lease_ms, "since_ns": wall_ns, "position": position})
         case SessionEnded(gateway, epoch, _, reason):

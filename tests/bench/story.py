@@ -121,7 +121,9 @@ class Story:
         yield self._record(event, at_ns, Source(TRACKER, self._run, 1, 0))
 
     def _begin(self, gateway: _Gateway, at_ns: int) -> Iterator[Record]:
-        opened = SessionOpened(gateway.name, 1, gateway.worker, "host/boot", (gateway.address,), 10_000)
+        opened = SessionOpened(
+            gateway.name, 1, gateway.worker, "host/boot", (gateway.address,), 10_000, fence=False
+        )
         yield from self._told(gateway, at_ns, opened, ServiceDefined(gateway.name, SERVICE))
 
     def _binding_of(self, gateway: _Gateway, at_ns: int) -> Iterator[Record]:

@@ -101,7 +101,7 @@ def hole(number: int) -> KernelStateRestored:
 
 
 def opening() -> OpenSession:
-    return OpenSession("gw", (PUBLIC,), (SHARED,), "host", take_over=False)
+    return OpenSession("gw", (PUBLIC,), (SHARED,), "host", take_over=False, fence=False)
 
 
 def claim(epoch: int, peer: int) -> ClaimPort:

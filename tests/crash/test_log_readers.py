@@ -63,7 +63,7 @@ class Worker:
         self._beat_s = 0.0
         public = bytes([*PUBLIC[:3], address])
         self.client.submit(
-            OpenSession(self.gateway, (public,), (SHARED,), name, take_over=False), read_clock()
+            OpenSession(self.gateway, (public,), (SHARED,), name, take_over=False, fence=False), read_clock()
         )
 
     def live(self, until: int) -> None:

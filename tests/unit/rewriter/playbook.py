@@ -251,11 +251,12 @@ def grant(
 
 
 def session(epoch: int, *bindings: BindingView) -> SessionGranted:
-    return SessionGranted("gw", epoch, 10_000, bindings)
+    return SessionGranted("gw", epoch, 10_000, 0, bindings)
 
 
 def opening(*, public: IPv4Address | None = PUBLIC, take_over: bool = False) -> OpenSession:
-    return OpenSession("gw", () if public is None else (public.packed,), DEFINITIONS, "host/boot", take_over)
+    addresses = () if public is None else (public.packed,)
+    return OpenSession("gw", addresses, DEFINITIONS, "host/boot", take_over, fence=False)
 
 
 def came(binding: int, seconds: float = 0, *, epoch: int = 1) -> BindingInstalled:

@@ -449,7 +449,10 @@ class Gateways(RuleBasedStateMachine):
                 pass
 
     def other_worker_comes(self) -> None:
-        opening = OpenSession("gw", (PUBLIC.packed,), SETTINGS.definitions, "other/boot", take_over=True)
+        addresses = (PUBLIC.packed,)
+        opening = OpenSession(
+            "gw", addresses, SETTINGS.definitions, "other/boot", take_over=True, fence=False
+        )
         self.tracker.say(FromWorker("w2", opening), self.seconds)
 
     def other_worker_leaves(self) -> None:

@@ -75,7 +75,7 @@ def bound(binding: int, number: int) -> PortBound:
 STORY: Final[Sequence[tuple[int, Event]]] = (
     (at(0), TrackerStarted(1, "0.1.0", "boot", None)),
     (at(0), ServiceDefined("gw1", SERVICE)),
-    (at(0), SessionOpened("gw1", 1, "gw1", "host/boot", (PUBLIC,), 10_000)),
+    (at(0), SessionOpened("gw1", 1, "gw1", "host/boot", (PUBLIC,), 10_000, fence=False)),
     (BOUND_NS, bound(1, 10)),
     (at(1, NS), BindingInstalled("gw1", 1, 1, at(1, NS))),
     (at(2), HolderNamed("gw1", 1, 1, EVIL_NAME)),

@@ -69,7 +69,7 @@ def tell(client: TrackerClient, message: Durable) -> Answer:
 def hold_a_port(section: TrackerSection, outbox: Path) -> None:
     client = TrackerClient.open(section.endpoint, worker="gw1", outbox=outbox, now=read_clock())
     try:
-        session = OpenSession("gw1", (PUBLIC,), (SERVICE,), "machine/boot", take_over=False)
+        session = OpenSession("gw1", (PUBLIC,), (SERVICE,), "machine/boot", take_over=False, fence=False)
         opened = tell(client, session).reply
         assert isinstance(opened, SessionGranted)
         claim = ClaimPort(

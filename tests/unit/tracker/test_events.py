@@ -13,6 +13,7 @@ from eventlog.segments import Span, archived_fields, closed_fields, pruned_field
 from eventlog.snapshot import Snapshot, snapshot_fields
 from tests.unit.tracker.wire import values
 from tracker.events import (
+    SCHEMA,
     TYPES,
     BindingInstalled,
     ClockStepped,
@@ -24,6 +25,7 @@ from tracker.events import (
     SegmentArchived,
     SegmentClosed,
     SegmentPruned,
+    SessionOpened,
     SnapshotTaken,
     from_record,
     reported_ns,
@@ -92,7 +94,7 @@ def test_the_eventlog_s_own_records_are_read_as_it_writes_them() -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"schema": 3}, "schema"),
+        ({"schema": SCHEMA + 1}, "schema"),
         ({"schema": 0}, "schema"),
         ({"type": 99}, "type"),
         ({"fields": (1,)}, "ClockStepped"),
@@ -103,6 +105,14 @@ def test_an_unknown_record_is_refused_by_name(changes: dict[str, object], field:
     with pytest.raises(ProtocolError) as caught:
         from_record(dataclasses.replace(record, **changes))  # type: ignore[arg-type]
     assert caught.value.field == field
+
+
+def test_a_session_from_before_schema_3_was_not_fenced() -> None:
+    opened = SessionOpened("gw", 1, "w1", "host/boot", (), 10_000, fence=False)
+    record = to_record(opened, wall_ns=5, source=SOURCE, nonce=b"n" * 16)
+    old = dataclasses.replace(record, schema=2, fields=record.fields[:-1])
+    assert from_record(old) == opened
+    assert from_record(dataclasses.replace(old, schema=1)) == opened
 
 
 INSTALLED = BindingInstalled("gw", 1, 7, 1_700_000_000_000_000_000)

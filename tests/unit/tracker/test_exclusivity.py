@@ -248,7 +248,7 @@ def test_what_was_granted_and_never_seen_in_the_kernel_is_unknown_while_it_lasts
 
 def test_a_binding_that_nobody_saw_go_is_unknown_until_a_session_clears_the_kernel() -> None:
     story = [*life_of(1, 10, 20)[:2], (20, PortUnbound(1, Ending.REVOKE))]
-    swept = (50, SessionOpened("gw", 2, "w1", "host", (PUBLIC,), 10_000))
+    swept = (50, SessionOpened("gw", 2, "w1", "host", (PUBLIC,), 10_000, fence=False))
     (gap,) = verdict([*story, swept, *life_of(2, 60, 70)]).unobserved
     assert (gap.because, gap.since_ns, gap.until_ns) == ("never-seen-gone", 20, 50)
     (gap,) = verdict(story).unobserved

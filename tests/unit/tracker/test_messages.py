@@ -160,9 +160,9 @@ def test_a_worker_cannot_send_what_no_tracker_takes() -> None:
 
 def test_the_numbers_of_the_kinds_are_for_ever() -> None:
     assert {number: kind.__name__ for number, kind in REQUEST_KINDS.items()} == {
-        1: "OpenSession",
         2: "CloseSession",
         3: "ClaimPort",
+        4: "OpenSession",
         10: "BindingInstalled",
         11: "BindingWithdrawn",
         12: "HolderNamed",
@@ -175,11 +175,11 @@ def test_the_numbers_of_the_kinds_are_for_ever() -> None:
         23: "MakeCheckpoint",
     }
     assert {number: kind.__name__ for number, kind in REPLY_KINDS.items()} == {
-        1: "SessionGranted",
         2: "SessionDenied",
         3: "ClaimGranted",
         4: "ClaimRefused",
         5: "Acknowledged",
+        6: "SessionGranted",
         20: "HeartbeatAcknowledged",
         21: "SessionOver",
         22: "WithdrawBinding",
@@ -225,6 +225,7 @@ def test_the_bytes_of_a_request_are_these() -> None:
 def test_a_session_with_the_most_bindings_of_the_longest_names_fits_a_frame() -> None:
     resource = Resource("ü" * 64, PUBLIC, "ü" * 64, PUBLIC)
     view = BindingView(2**63 - 1, resource, ANN, b"\x00" * 6, 2**63 - 1, 2**63 - 1, "\U0001f600" * 256)
-    granted = messages.SessionGranted("ü" * 64, 2**63 - 1, 10_000, (view,) * messages.BINDINGS_LIMIT)
+    views = (view,) * messages.BINDINGS_LIMIT
+    granted = messages.SessionGranted("ü" * 64, 2**63 - 1, 10_000, 2**63 - 1, views)
     assert len(encode_reply(Reply(1, 1, granted))) <= messages.REPLY_LIMIT
     assert decode_reply(encode_reply(Reply(1, 1, ClaimGranted(view)))).body == ClaimGranted(view)

@@ -57,6 +57,7 @@ from tracker.messages import (
     Durable,
     Heartbeat,
     HeartbeatAcknowledged,
+    OpenSession,
     ReplyBody,
     SessionDenied,
     SessionGranted,
@@ -138,11 +139,11 @@ def withdrawn(binding: int = 1, epoch: int = 1, reason: Ending = Ending.IDLE) ->
 def test_a_free_gateway_is_granted_with_the_first_epoch_and_its_services_are_recorded(world: World) -> None:
     events, reply = world.say(opening())
     assert events == (
-        SessionOpened("gw", 1, "w1", "host boot", (PUBLIC,), LEASE_MS),
+        SessionOpened("gw", 1, "w1", "host boot", (PUBLIC,), LEASE_MS, fence=False),
         ServiceDefined("gw", CUSEEME),
         ServiceDefined("gw", PER_PEER),
     )
-    assert reply == SessionGranted("gw", 1, LEASE_MS, ())
+    assert reply == SessionGranted("gw", 1, LEASE_MS, 0, ())
 
 
 def test_the_same_worker_is_granted_a_higher_epoch_at_once_and_gets_its_bindings(held: World) -> None:
@@ -229,6 +230,97 @@ def test_time_in_which_the_tracker_did_not_listen_shortens_no_lease(opened: Worl
 
 def test_a_heartbeat_of_an_unknown_session_is_answered_that_it_is_over(world: World) -> None:
     assert world.say(Heartbeat("gw", 1, 9)) == ((), SessionOver("gw", 1, None))
+
+
+def test_a_lease_stays_as_long_as_its_session_was_told_whatever_the_tracker_is_set_to_later(
+    opened: World,
+) -> None:
+    opened.state = opened.replayed()
+    opened.state.lease_ms = 1_000
+    opened(Start("1", "boot", at(9).wall_ns), at(60))
+    assert next_deadline(opened.state) == at(70).monotonic_ns
+    assert opened.say(Heartbeat("gw", 1, 1), 61)[1] == HeartbeatAcknowledged("gw", 1, 1, LEASE_MS)
+    assert next_deadline(opened.state) == at(71).monotonic_ns
+
+
+# ---- fenced gateways -------------------------------------------------------------------------------------
+
+HERE, THERE = "one/boot/1", "two/boot/1"
+
+
+@pytest.fixture
+def fenced(world: World) -> World:
+    world.say(opening(fence=True, host=HERE))
+    return world
+
+
+def elsewhere(*, take_over: bool = False) -> OpenSession:
+    return opening(fence=True, host=THERE, take_over=take_over)
+
+
+def test_under_fence_a_take_over_on_the_same_host_is_granted_at_once(fenced: World) -> None:
+    events, reply = fenced.say(opening(fence=True, host=HERE, take_over=True), 1, worker="w2")
+    assert events[0] == SessionEnded("gw", 1, "w1", SessionEnding.TAKE_OVER)
+    assert isinstance(reply, SessionGranted)
+
+
+@pytest.mark.parametrize("worker", ["w1", "w2"])
+@pytest.mark.parametrize("host", [THERE, "one/other boot/1", "one/boot/2"])
+def test_under_fence_another_host_waits_for_the_old_kernels_lease(
+    fenced: World, worker: str, host: str
+) -> None:
+    body = opening(fence=True, host=host, take_over=True)
+    events, reply = fenced.say(body, 4, worker=worker)
+    assert events == (SessionRefused("gw", 1, worker, host),)
+    assert reply == SessionDenied("gw", "w1", HERE, 6_000)
+    assert isinstance(fenced.say(body, 9.9, worker=worker)[1], SessionDenied)
+    events, reply = fenced.say(body, 10, worker=worker)
+    assert isinstance(reply, SessionGranted)
+    assert isinstance(events[0], SessionEnded)
+
+
+def test_a_take_over_that_waits_keeps_the_lease_from_being_renewed(fenced: World) -> None:
+    fenced.say(elsewhere(take_over=True), 4, worker="w2")
+    assert fenced.say(Heartbeat("gw", 1, 5), 5) == ((), SessionOver("gw", 1, SessionEnding.TAKE_OVER))
+    assert fenced.say(opening(fence=True, host=HERE), 5) == ((), SessionDenied("gw", "w2", THERE, 5_000))
+    assert next_deadline(fenced.state) == at(10).monotonic_ns
+    fenced.say(CloseSession("gw", 1), 6)
+    assert isinstance(fenced.say(elsewhere(take_over=True), 6, worker="w2")[1], SessionGranted)
+
+
+def test_a_take_over_that_is_given_up_holds_nobody_off(fenced: World) -> None:
+    fenced.say(elsewhere(take_over=True), 1, worker="w2")
+    assert isinstance(fenced.say(Heartbeat("gw", 1, 5), 6.1)[1], HeartbeatAcknowledged)
+    assert next_deadline(fenced.state) == at(16.1).monotonic_ns
+
+
+def test_a_standby_takes_no_lease_from_a_worker_that_renews_it(fenced: World) -> None:
+    fenced.say(elsewhere(), 4, worker="w2")
+    assert isinstance(fenced.say(Heartbeat("gw", 1, 5), 5)[1], HeartbeatAcknowledged)
+    assert isinstance(fenced.say(elsewhere(), 14, worker="w2")[1], SessionDenied)
+    assert isinstance(fenced.say(elsewhere(), 15, worker="w2")[1], SessionGranted)
+
+
+def test_without_fence_a_take_over_from_another_host_is_granted_at_once(world: World) -> None:
+    world.say(opening(host=HERE))
+    assert isinstance(world.say(opening(host=THERE, take_over=True), 1, worker="w2")[1], SessionGranted)
+
+
+@pytest.mark.parametrize(
+    ("host", "moved_epoch"),
+    [
+        (HERE, 0),
+        (THERE, 2),
+        ("one/boot/2", 2),  # another network namespace: both kernels' tables live
+        ("one/other boot/1", 0),  # the machine was started anew: what its kernel held is gone
+    ],
+)
+def test_who_comes_from_beside_is_told_since_when(world: World, host: str, moved_epoch: int) -> None:
+    world.say(opening(host=HERE))
+    for epoch, seconds in ((2, 1), (3, 2)):
+        reply = world.say(opening(host=host, take_over=True), seconds, worker="w2")[1]
+        assert isinstance(reply, SessionGranted)
+        assert (reply.epoch, reply.moved_epoch) == (epoch, moved_epoch)
 
 
 # ---- claims ----------------------------------------------------------------------------------------------

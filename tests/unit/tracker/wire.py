@@ -40,8 +40,10 @@ def at(seconds: float) -> Instant:
     return Instant(1_700_000_000 * SECOND_NS + passed_ns, 50 * SECOND_NS + passed_ns)
 
 
-def opening(gateway: str = "gw", *, take_over: bool = False) -> OpenSession:
-    return OpenSession(gateway, (PUBLIC,), (CUSEEME, PER_PEER), "host boot", take_over)
+def opening(
+    gateway: str = "gw", *, take_over: bool = False, fence: bool = False, host: str = "host boot"
+) -> OpenSession:
+    return OpenSession(gateway, (PUBLIC,), (CUSEEME, PER_PEER), host, take_over, fence)
 
 
 def claim(holder: bytes, epoch: int = 1, **changes: Any) -> ClaimPort:  # noqa: ANN401 (any field of it)
