@@ -16,10 +16,11 @@ import click
 from eventlog.reading import RECORDS_PER_PROGRESS, LogReader, Progress, RecordsGone
 from eventlog.snapshot import SnapshotDamaged
 from tools.moment import moment_from_text
-from tools.output import plain, print_line, print_table, time_text, words
+from tools.output import octets_text, plain, print_line, print_table, time_text, words
 from tracker import image
 from tracker.image import Fold
 from tracker.ownership import Binding, Gateway
+from tracker.restrictions import Restriction
 from tracker.shapes import ProtocolError
 
 
@@ -58,7 +59,7 @@ def _is_position(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class HeldThen:
-    """A binding of that time; `refused`: who was turned away because of it."""
+    """A binding of that time; `refused`: who was turned away because of it; `ordered`: by an operator."""
 
     binding: int
     gateway: str
@@ -70,6 +71,7 @@ class HeldThen:
     user_name: str | None
     epoch: int
     since_ns: int
+    ordered: str | None
     refused: tuple[bytes, ...]
 
 
@@ -89,6 +91,24 @@ class SessionThen:
 
 
 @dataclass(frozen=True, slots=True)
+class RestrictionThen:
+    """Who might not claim at that time; `host`: barred, or reserved for."""
+
+    restriction: str
+    restraint: str
+    gateway: str | None
+    service: str | None
+    host: bytes | None
+    since_ns: int
+    until_ns: int | None
+    by: str
+    why: str
+
+
+Rows = tuple[SessionThen, ...] | tuple[HeldThen, ...] | tuple[RestrictionThen, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Past:
     """The state after `size` records, the last of which is of `wall_ns`.
 
@@ -103,6 +123,7 @@ class Past:
     unknown: int
     bindings: tuple[HeldThen, ...]
     sessions: tuple[SessionThen, ...]
+    restrictions: tuple[RestrictionThen, ...]
 
 
 def state_at(reader: LogReader, size: int, progress: Progress, *, snapshots: bool) -> Past:
@@ -127,6 +148,7 @@ def state_at(reader: LogReader, size: int, progress: Progress, *, snapshots: boo
         fold.unknown,
         tuple(_held(binding) for _, binding in sorted(state.bindings.items())),
         tuple(_session(name, gateway) for name, gateway in sorted(state.gateways.items())),
+        tuple(_restriction(restriction) for restriction in state.restrictions.values()),
     )
 
 
@@ -161,6 +183,7 @@ def _held(binding: Binding) -> HeldThen:
         binding.user_name,
         bound.epoch,
         binding.since_ns,
+        None if binding.ordered is None else binding.ordered.value,
         tuple(sorted(binding.refusals)),
     )
 
@@ -183,6 +206,23 @@ def _session(name: str, gateway: Gateway) -> SessionThen:
     )
 
 
+def _restriction(restriction: Restriction) -> RestrictionThen:
+    scope = restriction.scope
+    host = scope.host or restriction.reserved_for
+    named = (scope.restraint.value, scope.gateway, scope.service, scope.host and octets_text(scope.host))
+    return RestrictionThen(
+        " ".join(part for part in named if part),
+        scope.restraint.value,
+        scope.gateway,
+        scope.service,
+        host,
+        restriction.since_ns,
+        restriction.until_ns,
+        restriction.by,
+        restriction.why,
+    )
+
+
 def print_past(past: Past) -> None:
     """For people."""
     when = "before any" if past.wall_ns is None else f"the last of them of {time_text(past.wall_ns)}"
@@ -196,9 +236,11 @@ def print_past(past: Past) -> None:
         ("Bindings", "No bindings: nobody holds a port.", past.bindings),
     ):
         print_rows(title, nobody, rows)
+    if past.restrictions:
+        print_rows("Restrictions", "", past.restrictions)
 
 
-def print_rows(title: str, nobody: str, rows: tuple[SessionThen, ...] | tuple[HeldThen, ...]) -> None:
+def print_rows(title: str, nobody: str, rows: Rows) -> None:
     """A table of all their fields."""
     if not rows:
         print_line(nobody)
@@ -222,12 +264,13 @@ class Difference:
 
 
 def differences(before: Past, after: Past) -> Iterator[Difference]:
-    """From one state to the other, sessions first."""
+    """From one state to the other, sessions first, restrictions last."""
     yield from _differences("session", _by_name(before.sessions), _by_name(after.sessions))
     yield from _differences("binding", _by_name(before.bindings), _by_name(after.bindings))
+    yield from _differences("restriction", _by_name(before.restrictions), _by_name(after.restrictions))
 
 
-def _by_name(rows: tuple[SessionThen, ...] | tuple[HeldThen, ...]) -> dict[str, dict[str, Any]]:
+def _by_name(rows: Rows) -> dict[str, dict[str, Any]]:
     """Each row's fields, by its first one; in the order of the rows."""
     documents = [plain(row) for row in rows]
     return {str(next(iter(document.values()))): document for document in documents}

@@ -80,6 +80,17 @@ class Ending(enum.StrEnum):
     """The worker was told to stop and to take its bindings along."""
 
 
+class Restraint(enum.StrEnum):
+    """Why nobody, or not this host, may claim: an operator's word."""
+
+    REVOKED = "revoked"
+    """A binding of the host was revoked."""
+    RESERVED = "reserved"
+    """The service is reserved for another host."""
+    FROZEN = "frozen"
+    """Nobody may claim."""
+
+
 class SessionEnding(enum.StrEnum):
     REOPENED = "reopened"
     """The same worker began anew."""
@@ -338,6 +349,90 @@ class PortUnbound:
 
 
 @dataclass(frozen=True, slots=True)
+class WithdrawalOrdered:
+    """An operator, `by`, ended a binding; its worker has to take it from the kernel."""
+
+    binding: Count
+    ending: Ending
+    by: Text
+    why: Text
+
+
+@dataclass(frozen=True, slots=True)
+class HostBarred:
+    """`host` may not claim the service; `until_ns` None: until an operator says that it may."""
+
+    gateway: Name
+    service: Name
+    host: Address
+    until_ns: Nanoseconds | None
+    by: Text
+    why: Text
+
+
+@dataclass(frozen=True, slots=True)
+class BarLifted:
+    """It may again; `by` None: its time was over."""
+
+    gateway: Name
+    service: Name
+    host: Address
+    by: Text | None
+    why: Text
+
+
+@dataclass(frozen=True, slots=True)
+class PortReserved:
+    """Only `host` may claim the service."""
+
+    gateway: Name
+    service: Name
+    host: Address
+    by: Text
+    why: Text
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationEnded:
+    gateway: Name
+    service: Name
+    host: Address
+    by: Text
+    why: Text
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimsFrozen:
+    """Nobody may claim at the gateway; None: at any."""
+
+    gateway: Name | None
+    by: Text
+    why: Text
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeEnded:
+    gateway: Name | None
+    by: Text
+    why: Text
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimDenied:
+    """`claimant` was refused a free resource by an operator's word: said once for each word and host."""
+
+    gateway: Name
+    service: Name
+    claimant: Address
+    because: Restraint
+    mac: Mac | None
+    protocol: Protocol
+    source_port: Port
+    destination: Address
+    destination_port: Port
+
+
+@dataclass(frozen=True, slots=True)
 class BindingInstalled:
     """Report: the kernel forwards for this binding since `installed_ns`."""
 
@@ -412,6 +507,8 @@ Report = (
     | PublicAddressChanged
     | QueueOverflowed
 )
+Restricting = HostBarred | BarLifted | PortReserved | ReservationEnded | ClaimsFrozen | FreezeEnded
+"""What begins or ends a restriction."""
 Event = (
     TrackerStarted
     | TrackerStopped
@@ -434,6 +531,9 @@ Event = (
     | PortRefused
     | RefusalsEnded
     | PortUnbound
+    | WithdrawalOrdered
+    | Restricting
+    | ClaimDenied
     | Report
 )
 
@@ -465,6 +565,14 @@ TYPES: Final[dict[int, type[Event]]] = {
     43: KernelStateRestored,
     44: PublicAddressChanged,
     45: QueueOverflowed,
+    64: WithdrawalOrdered,
+    65: HostBarred,
+    66: BarLifted,
+    67: PortReserved,
+    68: ReservationEnded,
+    69: ClaimsFrozen,
+    70: FreezeEnded,
+    71: ClaimDenied,
 }
 NUMBERS: Final[dict[type[Event], int]] = {event: number for number, event in TYPES.items()}
 

@@ -22,6 +22,7 @@ from tracker.events import (
     PortRefused,
     PortUnbound,
     RefusalsEnded,
+    WithdrawalOrdered,
     from_record,
 )
 from tracker.holdings import Holding, holding_of
@@ -40,6 +41,7 @@ class Role(enum.StrEnum):
     NAMED = "the user's name"
     REFUSED = "refused to another"
     ADDRESS = "the public address went"
+    ORDERED = "an operator ended it"
     WITHDRAWN = "taken from the kernel"
     COUNTED = "refusals counted"
     UNBOUND = "unbound"
@@ -51,6 +53,7 @@ _ROLES: Final[dict[type[Event], Role]] = {
     BindingInstalled: Role.INSTALLED,
     HolderNamed: Role.NAMED,
     PortRefused: Role.REFUSED,
+    WithdrawalOrdered: Role.ORDERED,
     BindingWithdrawn: Role.WITHDRAWN,
     RefusalsEnded: Role.COUNTED,
     PortUnbound: Role.UNBOUND,

@@ -15,8 +15,18 @@ import msgpack
 
 from eventlog.record import Record
 from tracker import ownership
-from tracker.events import TRACKER, TYPES, PortBound, ServiceDefinition, SessionEnding, from_record
+from tracker.events import (
+    TRACKER,
+    TYPES,
+    Ending,
+    PortBound,
+    Restraint,
+    ServiceDefinition,
+    SessionEnding,
+    from_record,
+)
 from tracker.ownership import Binding, Gateway, Refusals, Session, State
+from tracker.restrictions import Restriction, Scope
 from tracker.shapes import (
     Address,
     Count,
@@ -31,7 +41,7 @@ from tracker.shapes import (
 
 NAME: Final = "tracker"
 """Of the snapshots."""
-VERSION: Final = 2
+VERSION: Final = 3
 
 
 @dataclass(slots=True)
@@ -115,7 +125,29 @@ class _Binding:
     bound: PortBound
     since_ns: Nanoseconds
     user_name: Text | None
+    ordered: Ending | None
     refusals: tuple[_Refusals, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Denied:
+    gateway: Name
+    service: Name
+    claimant: Address
+
+
+@dataclass(frozen=True, slots=True)
+class _Restriction:
+    restraint: Restraint
+    gateway: Name | None
+    service: Name | None
+    host: Address | None
+    reserved_for: Address | None
+    until_ns: Nanoseconds | None
+    by: Text
+    why: Text
+    since_ns: Nanoseconds
+    denied: tuple[_Denied, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +164,7 @@ class _Image:
     highest_wall_ns: Nanoseconds | None
     gateways: tuple[_Gateway, ...]
     bindings: tuple[_Binding, ...]
+    restrictions: tuple[_Restriction, ...]
     told: tuple[_Told, ...]
 
 
@@ -145,6 +178,7 @@ def encoded(memory: Memory) -> bytes:
         state.highest_wall_ns,
         tuple(_gateway(name, gateway) for name, gateway in state.gateways.items()),
         tuple(_binding(binding) for binding in state.bindings.values()),
+        tuple(_restriction(restriction) for restriction in state.restrictions.values()),
         tuple(_Told(worker, told_ns) for worker, told_ns in memory.told_ns.items()),
     )
     data: bytes = msgpack.packb(pack(image), use_bin_type=True)
@@ -169,6 +203,8 @@ def decoded(data: bytes, *, lease_ms: int) -> Memory:
         state.gateways[gateway.name] = _to_gateway(gateway)
     for binding in image.bindings:
         _put_back(state, binding)
+    for restriction in image.restrictions:
+        _restrict(state, restriction)
     memory = Memory(state, {told.worker: told.told_ns for told in image.told})
     if encoded(memory) != data:
         raise ProtocolError("image", "is not in its canonical form")
@@ -204,7 +240,9 @@ def _session(session: Session) -> _Session:
 
 
 def _binding(binding: Binding) -> _Binding:
-    return _Binding(binding.bound, binding.since_ns, binding.user_name, tuple(_refusals(binding)))
+    return _Binding(
+        binding.bound, binding.since_ns, binding.user_name, binding.ordered, tuple(_refusals(binding))
+    )
 
 
 def _refusals(binding: Binding) -> Iterator[_Refusals]:
@@ -245,6 +283,32 @@ def _put_back(state: State, image: _Binding) -> None:
     if number in state.bindings or resource in state.held or resource.gateway not in state.gateways:
         raise ProtocolError("image.bindings", f"binding {number} does not fit the others")
     refusals = {it.claimant: Refusals(it.first_ns, 1, it.first_ns) for it in image.refusals}
-    state.bindings[number] = Binding(image.bound, image.since_ns, image.user_name, refusals)
+    state.bindings[number] = Binding(image.bound, image.since_ns, image.user_name, image.ordered, refusals)
     state.held[resource] = number
     state.gateways[resource.gateway].bindings.add(number)
+
+
+def _restriction(restriction: Restriction) -> _Restriction:
+    scope = restriction.scope
+    return _Restriction(
+        scope.restraint,
+        scope.gateway,
+        scope.service,
+        scope.host,
+        restriction.reserved_for,
+        restriction.until_ns,
+        restriction.by,
+        restriction.why,
+        restriction.since_ns,
+        tuple(_Denied(*denied) for denied in sorted(restriction.denied)),
+    )
+
+
+def _restrict(state: State, image: _Restriction) -> None:
+    scope = Scope(image.restraint, image.gateway, image.service, image.host)
+    if scope in state.restrictions:
+        raise ProtocolError("image.restrictions", f"{scope} is there twice")
+    denied = {(it.gateway, it.service, it.claimant) for it in image.denied}
+    state.restrictions[scope] = Restriction(
+        scope, image.reserved_for, image.until_ns, image.by, image.why, image.since_ns, denied
+    )

@@ -17,7 +17,16 @@ from typing import Final, Self
 from eventlog.record import Record, Source
 from eventlog.snapshot import Snapshot, snapshot_fields
 from tracker import image, messages, ownership
-from tracker.events import TRACKER, Event, KeyChanged, RecordsMissed, SnapshotTaken, to_record
+from tracker.events import (
+    TRACKER,
+    BindingWithdrawn,
+    Event,
+    KeyChanged,
+    PortUnbound,
+    RecordsMissed,
+    SnapshotTaken,
+    to_record,
+)
 from tracker.image import Memory
 from tracker.instant import Instant
 from tracker.messages import (
@@ -26,25 +35,41 @@ from tracker.messages import (
     CheckpointMade,
     ClaimGranted,
     ClaimRefused,
+    FindPort,
     GetCheckpoint,
     GetStatus,
     Heartbeat,
     MakeCheckpoint,
     NoCheckpoint,
     OutboxSuperseded,
+    Place,
+    PortFound,
     Protection,
     Question,
     Reply,
     ReplyBody,
     Request,
     ResendFrom,
+    RestrictionView,
     SessionView,
     Status,
     Volatile,
+    WithdrawalView,
     decode_request,
     encode_reply,
 )
-from tracker.ownership import Command, Decision, FromWorker, PassTime, Start, State, Stop, WasAway
+from tracker.orders import Order, Withdrawing, Withdrawn
+from tracker.ownership import (
+    Command,
+    Decision,
+    FromOperator,
+    FromWorker,
+    PassTime,
+    Start,
+    State,
+    Stop,
+    WasAway,
+)
 from tracker.shapes import ProtocolError, unpack
 
 Peer = Hashable
@@ -140,6 +165,8 @@ class Machine:
         self._consistency = consistency
         self._checkpoint: Signed | None = None
         self._ordering: list[tuple[Peer, Request]] = []
+        self._ending: dict[int, dict[Peer, Request]] = {}  # binding → who waits for its end
+        self._orders: list[tuple[str, messages.WithdrawBinding]] = []
         self._peers: dict[str, tuple[Peer, int]] = {}
         self._heard: dict[str, Heard] = {}
         self._batch = Batch()
@@ -251,6 +278,7 @@ class Machine:
             return
         if not self._answered_at_once(peer, request, now):
             self._from_worker(peer, request, now)
+        self._give_orders()
 
     def _answered_at_once(self, peer: Peer, request: Request, now: Instant) -> bool:
         """Whether it was a question or an order, which anybody may have who may use the socket."""
@@ -263,9 +291,38 @@ class Machine:
                 self._send(peer, request, self._checkpoint_since(0))
             case MakeCheckpoint():
                 self._ordering.append((peer, request))
+            case FindPort():
+                self._send(peer, request, self._find_port(request.body))
+            case body if isinstance(body, Order):
+                self._order(peer, request, body, now)
             case _:
                 return False
         return True
+
+    def _order(self, peer: Peer, request: Request, order: Order, now: Instant) -> None:
+        decision = self._decide(FromOperator(request.worker, order), now)
+        if decision.events:
+            self._log(decision.events, TRACKER, self.state.run, self._next_own(), now)
+        self._reply(peer, request, decision)
+        if isinstance(decision.reply, Withdrawing):
+            self._ending.setdefault(decision.reply.binding, {})[peer] = request
+
+    def _give_orders(self) -> None:
+        """To the workers, as far as they have been heard; the others hear of them with their heartbeat."""
+        for worker, order in self._orders:
+            if worker in self._peers:
+                self._tell(*self._peers[worker], order)
+        self._orders.clear()
+
+    def _tell_ended(self, events: Iterable[Event]) -> None:
+        """Operators wait for the end of the bindings that they have ended."""
+        withdrawn_ns = None
+        for event in events:
+            if isinstance(event, BindingWithdrawn):
+                withdrawn_ns = event.withdrawn_ns
+            elif isinstance(event, PortUnbound):
+                for peer, request in self._ending.pop(event.binding, {}).items():
+                    self._send(peer, request, Withdrawn(event.binding, event.reason, withdrawn_ns))
 
     def _from_worker(self, peer: Peer, request: Request, now: Instant) -> None:
         heard = self._heard.get(request.worker)
@@ -361,6 +418,8 @@ class Machine:
             ownership.apply(self.state, event, now.wall_ns)
         for change in decision.unlogged:
             ownership.apply_unlogged(self.state, change)
+        self._orders.extend(decision.orders)
+        self._tell_ended(decision.events)
         return decision
 
     def _next_own(self) -> int:
@@ -411,7 +470,41 @@ class Machine:
             max(0, len(bindings) - BINDINGS_LIMIT),
             counters,
             self._protection(),
+            tuple(
+                RestrictionView(
+                    scope.restraint,
+                    scope.gateway,
+                    scope.service,
+                    scope.host or it.reserved_for,
+                    it.since_ns,
+                    it.until_ns,
+                    it.by,
+                    it.why,
+                )
+                for scope, it in self.state.restrictions.items()
+            ),
+            tuple(
+                WithdrawalView(number, ordered)
+                for number in bindings
+                if (ordered := self.state.bindings[number].ordered) is not None
+            ),
         )
+
+    def _find_port(self, wanted: FindPort) -> PortFound:
+        places = [
+            Place(gateway, service.name)
+            for gateway, known in sorted(self.state.gateways.items())
+            for service in known.services.values()
+            if wanted.gateway in (None, gateway) and wanted.fits(service)
+        ]
+        bindings = [
+            binding.view()
+            for number, binding in sorted(self.state.bindings.items())
+            if wanted.binding in (None, number)
+            and wanted.holder in (None, binding.bound.holder)
+            and Place(binding.bound.resource.gateway, binding.bound.resource.service) in places
+        ]
+        return PortFound(tuple(places), tuple(bindings[:BINDINGS_LIMIT]))
 
     def _protection(self) -> Protection | None:
         if self._key is None:

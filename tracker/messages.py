@@ -27,8 +27,24 @@ from tracker.events import (
     QueueOverflowed,
     Report,
     Resource,
+    Restraint,
     ServiceDefinition,
     SessionEnding,
+)
+from tracker.orders import (
+    EndFreeze,
+    EndReservation,
+    FreezeClaims,
+    LiftBar,
+    Order,
+    OrderRefused,
+    OrderReply,
+    OrderTaken,
+    ReleaseBinding,
+    ReservePort,
+    RevokeBinding,
+    Withdrawing,
+    Withdrawn,
 )
 from tracker.shapes import (
     Address,
@@ -78,6 +94,14 @@ class ClaimRefusal(enum.StrEnum):
     UNSUPPORTED_POLICY = "unsupported-policy"
     FULL = "full"
     """The gateway has BINDINGS_LIMIT bindings."""
+    ENDING = "ending"
+    """The host has it, an operator has ended that, and the kernel has not yet let go."""
+    REVOKED = "revoked"
+    """An operator has revoked a binding of this host, and it may not claim again (yet)."""
+    RESERVED = "reserved"
+    """An operator has reserved it for another host."""
+    FROZEN = "frozen"
+    """An operator lets nobody claim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +170,29 @@ class GetCheckpoint:
 @dataclass(frozen=True, slots=True)
 class MakeCheckpoint:
     """Order: sign what is in the log by now."""
+
+
+@dataclass(frozen=True, slots=True)
+class FindPort:
+    """An operator looks for what to order about: bindings, and the services a port belongs to.
+
+    None asks for any; a binding fits whose service has the port, by either protocol if none is said.
+    """
+
+    binding: Count | None
+    protocol: Protocol | None
+    port: Port | None
+    service: Name | None
+    holder: Address | None
+    gateway: Name | None
+
+    def fits(self, service: ServiceDefinition) -> bool:
+        """Whether it is the service, or one that has the port."""
+        has_port = self.port is None or any(
+            ports.first <= self.port <= ports.last and self.protocol in (None, ports.protocol)
+            for ports in (*service.control, *service.forward)
+        )
+        return has_port and self.service in (None, service.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +323,44 @@ class Protection:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A service of a gateway."""
+
+    gateway: Name
+    service: Name
+
+
+@dataclass(frozen=True, slots=True)
+class PortFound:
+    """`places`: the services that fit, whoever holds them; `bindings`: at most BINDINGS_LIMIT."""
+
+    places: tuple[Place, ...]
+    bindings: tuple[BindingView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RestrictionView:
+    """Who may not claim, by an operator's word; fields None mean all. `host`: barred, or reserved for."""
+
+    restraint: Restraint
+    gateway: Name | None
+    service: Name | None
+    host: Address | None
+    since_ns: Nanoseconds
+    until_ns: Nanoseconds | None
+    by: Text
+    why: Text
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawalView:
+    """A binding that an operator has ended, and whose worker has not yet said that the kernel lets go."""
+
+    binding: Count
+    ending: Ending
+
+
+@dataclass(frozen=True, slots=True)
 class SessionView:
     gateway: Name
     epoch: Count
@@ -308,13 +393,15 @@ class Status:
     bindings_omitted: Count
     counters: tuple[Counter, ...]
     protection: Protection | None
+    restrictions: tuple[RestrictionView, ...]
+    withdrawals: tuple[WithdrawalView, ...]
 
 
 Durable = OpenSession | CloseSession | ClaimPort | Report
 """Kept in the outbox until answered; sequence 1, 2, 3…"""
-Volatile = Heartbeat | GetStatus | GetCheckpoint | MakeCheckpoint
+Volatile = Heartbeat | GetStatus | GetCheckpoint | FindPort | MakeCheckpoint | Order
 """Sent once, with sequence 0."""
-Question = GetStatus | GetCheckpoint
+Question = GetStatus | GetCheckpoint | FindPort
 """Changes nothing: a reader may ask it."""
 Body = Durable | Volatile
 ReplyBody = (
@@ -331,6 +418,8 @@ ReplyBody = (
     | Status
     | CheckpointMade
     | NoCheckpoint
+    | PortFound
+    | OrderReply
 )
 
 REQUEST_KINDS: Final[dict[int, type[Body]]] = {
@@ -347,6 +436,14 @@ REQUEST_KINDS: Final[dict[int, type[Body]]] = {
     21: GetStatus,
     22: GetCheckpoint,
     23: MakeCheckpoint,
+    30: FindPort,
+    40: ReleaseBinding,
+    41: RevokeBinding,
+    42: LiftBar,
+    43: ReservePort,
+    44: EndReservation,
+    45: FreezeClaims,
+    46: EndFreeze,
 }
 REPLY_KINDS: Final[dict[int, type[ReplyBody]]] = {
     2: SessionDenied,
@@ -362,6 +459,11 @@ REPLY_KINDS: Final[dict[int, type[ReplyBody]]] = {
     25: Status,
     26: CheckpointMade,
     27: NoCheckpoint,
+    30: PortFound,
+    40: OrderTaken,
+    41: OrderRefused,
+    42: Withdrawing,
+    43: Withdrawn,
 }
 _VOLATILE: Final = typing.get_args(Volatile)
 _REQUEST_NUMBERS = {shape: number for number, shape in REQUEST_KINDS.items()}

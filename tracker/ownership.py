@@ -1,40 +1,51 @@
 """Who owns a port.
 
-Rule 1: every transition is here: `decide` says what happens, `apply` makes it so, replay only applies.
-Rule 2: nothing here reads a clock or does I/O; now is an argument. Rule 3: a resource is free, or one binding
-holds it; it becomes free only when a worker said that the kernel has nothing of it any more. Rule 4: an epoch
+Rule 1: every transition is here (of who may not claim: in `restrictions`): `decide` says what happens,
+`apply` makes it so, replay only applies. Rule 2: nothing here reads a clock or does I/O; now is an argument.
+Rule 3: a resource is free, or one binding holds it; it becomes free only when a worker said that the kernel has nothing of it any more. Rule 4: an epoch
 is given once, to one worker; what an older one commands is refused, what it saw of an open binding is still
 taken, unless another worker has taken over since. Rule 5: what is not logged (leases, counts of refusals, the
 clock's offset) decides nothing that is, except that a lease ran out. Rule 6: a lease is never cut short
 because the tracker did not listen. Rule 7: the kernel of a fenced session may forward until its lease has
-ended, and no batch from another host stops it: so whoever comes from there waits until then.
+ended, and no batch from another host stops it: so whoever comes from there waits until then. Rule 8: an
+operator's order to end a binding stands until it is over; the worker is told with each heartbeat and session.
 
 Longer than other modules because of Rule 1.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
 from eventlog.record import CLOCK_TOLERANCE_NS, clock_went_back
+from tracker import restrictions
 from tracker.events import (
+    BarLifted,
     BindingInstalled,
     BindingWithdrawn,
+    ClaimDenied,
+    ClaimsFrozen,
     ClockStepped,
+    Ending,
     Event,
+    FreezeEnded,
     HolderNamed,
+    HostBarred,
     KernelStateRestored,
     KeyChanged,
     Policy,
     PortBound,
     PortRefused,
+    PortReserved,
     PortUnbound,
     PublicAddressChanged,
     QueueOverflowed,
     RecordRedacted,
     RecordsMissed,
     RefusalsEnded,
+    ReservationEnded,
     Resource,
+    Restraint,
     SegmentArchived,
     SegmentClosed,
     SegmentPruned,
@@ -49,6 +60,7 @@ from tracker.events import (
     SnapshotTaken,
     TrackerStarted,
     TrackerStopped,
+    WithdrawalOrdered,
     WorkerLost,
     WorkerReturned,
 )
@@ -70,7 +82,20 @@ from tracker.messages import (
     SessionDenied,
     SessionGranted,
     SessionOver,
+    WithdrawBinding,
 )
+from tracker.orders import (
+    FreezeClaims,
+    Order,
+    OrderRefused,
+    OrderTaken,
+    ReleaseBinding,
+    ReservePort,
+    RevokeBinding,
+    Withdrawing,
+    Withdrawn,
+)
+from tracker.restrictions import Restrictions
 
 MILLISECOND_NS: Final = 1_000_000
 TAKER_HEARD_NS: Final = 5_000_000_000
@@ -87,6 +112,14 @@ class FromWorker:
     worker: str
     body: Durable | Heartbeat
     age_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FromOperator:
+    """An order, and who gave it."""
+
+    by: str
+    body: Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +152,7 @@ class WasAway:
     away_ns: int
 
 
-Command = FromWorker | Start | Stop | PassTime | WasAway
+Command = FromWorker | FromOperator | Start | Stop | PassTime | WasAway
 
 
 # ---- what it says ----------------------------------------------------------------------------------------
@@ -162,11 +195,15 @@ Unlogged = LeaseRenewed | RefusalCounted | ClockSeen | TakerSeen
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`events` go to the log, in this order, before `reply` goes out."""
+    """`events` go to the log, in this order, before `reply` goes out.
+
+    `orders` go to workers, by name, after it.
+    """
 
     events: tuple[Event, ...] = ()
     unlogged: tuple[Unlogged, ...] = ()
     reply: ReplyBody | None = None
+    orders: tuple[tuple[str, WithdrawBinding], ...] = ()
 
 
 # ---- what it remembers -----------------------------------------------------------------------------------
@@ -222,9 +259,12 @@ class Refusals:
 
 @dataclass(slots=True)
 class Binding:
+    """`ordered`: an operator has ended it, and its worker has not yet said that the kernel lets go."""
+
     bound: PortBound
     since_ns: int
     user_name: str | None = None
+    ordered: Ending | None = None
     refusals: dict[bytes, Refusals] = field(default_factory=dict)
 
     def view(self) -> BindingView:
@@ -249,6 +289,7 @@ class State:
     next_binding: int = 1
     highest_wall_ns: int | None = None
     key: str | None = None
+    restrictions: Restrictions = field(default_factory=dict)
     clock_offset_ns: int | None = field(default=None, compare=False)
 
 
@@ -259,24 +300,30 @@ def decide(state: State, command: Command, now: Instant) -> Decision:
     """What `command` leads to at `now`; changes nothing."""
     stepped, seen = _look_at_clock(state, now)
     decision = _decide(state, command, now)
-    return Decision((*stepped, *decision.events), (*seen, *decision.unlogged), decision.reply)
+    return replace(decision, events=(*stepped, *decision.events), unlogged=(*seen, *decision.unlogged))
 
 
 def next_deadline(state: State) -> int | None:
     """When PassTime has something to do, by the monotonic clock; None: never, as things stand."""
-    return min((session.deadline_ns for _, session in _leases(state)), default=None)
+    leases = (session.deadline_ns for _, session in _leases(state))
+    offset_ns = state.clock_offset_ns or 0
+    bars = (it.until_ns - offset_ns for it in state.restrictions.values() if it.until_ns is not None)
+    return min((*leases, *bars), default=None)
 
 
 def _decide(state: State, command: Command, now: Instant) -> Decision:
     match command:
         case FromWorker():
             return _from_worker(state, command, now)
+        case FromOperator():
+            return _from_operator(state, command, now)
         case Start():
             return _start(state, command, now)
         case Stop():
             return Decision((TrackerStopped(state.run),))
         case PassTime():
-            return Decision(tuple(_lost_workers(state, now)))
+            lifted = restrictions.over(state.restrictions, now.wall_ns)
+            return Decision((*_lost_workers(state, now), *lifted))
         case WasAway(away_ns):
             later = (
                 LeaseRenewed(name, session.deadline_ns + away_ns, session.heard_ns)
@@ -334,7 +381,8 @@ def _open_session(state: State, worker: str, body: OpenSession, now: Instant) ->
     events.extend(_changed_services(gateway, body))
     bindings = tuple(state.bindings[number].view() for number in sorted(gateway.bindings))
     reply = SessionGranted(body.gateway, epoch, lease_ms, _moved_epoch(gateway, epoch, body.host), bindings)
-    return Decision(tuple(events), (_renewed(body.gateway, lease_ms, now),), reply)
+    orders = tuple(_withdrawals(state, body.gateway, worker))
+    return Decision(tuple(events), (_renewed(body.gateway, lease_ms, now),), reply, orders)
 
 
 def _runs(session: Session, now: Instant) -> bool:
@@ -424,7 +472,8 @@ def _heartbeat(state: State, worker: str, body: Heartbeat, now: Instant) -> Deci
     lost_ns = session.lost_since_ns
     back = () if lost_ns is None else (WorkerReturned(body.gateway, body.epoch, worker, lost_ns),)
     reply = HeartbeatAcknowledged(body.gateway, body.epoch, body.nonce, session.lease_ms)
-    return Decision(back, (_renewed(body.gateway, session.lease_ms, now),), reply)
+    orders = tuple(_withdrawals(state, body.gateway, worker))
+    return Decision(back, (_renewed(body.gateway, session.lease_ms, now),), reply, orders)
 
 
 def _claim(state: State, worker: str, body: ClaimPort, age_ms: int, now: Instant) -> Decision:
@@ -434,9 +483,12 @@ def _claim(state: State, worker: str, body: ClaimPort, age_ms: int, now: Instant
     resource = Resource(body.gateway, body.public_address, body.service, body.peer)
     number = state.held.get(resource)
     if number is None:
-        return _bind(state, body, resource, now)
+        denied = _denied(state, body)
+        return _bind(state, body, resource, now) if denied is None else denied
     binding = state.bindings[number]
     if binding.bound.holder == body.holder:
+        if binding.ordered is not None:
+            return Decision(reply=ClaimRefused(ClaimRefusal.ENDING, None, None))
         return Decision(reply=ClaimGranted(binding.view()))
     reply = ClaimRefused(ClaimRefusal.HELD, binding.bound.holder, number)
     if body.holder in binding.refusals:
@@ -452,6 +504,27 @@ def _claim(state: State, worker: str, body: ClaimPort, age_ms: int, now: Instant
         body.destination_port,
     )
     return Decision((refused,), reply=reply)
+
+
+def _denied(state: State, body: ClaimPort) -> Decision | None:
+    """The refusal of a free resource by an operator's word; None: nothing is said against it."""
+    gateway, service, host = body.gateway, body.service, body.holder
+    found = restrictions.denying(state.restrictions, gateway, service, host)
+    if found is None:
+        return None
+    because = found.scope.restraint
+    reply = ClaimRefused(_REFUSALS[because], None, None)
+    if (gateway, service, host) in found.denied:
+        return Decision(reply=reply)
+    packet = (body.protocol, body.source_port, body.destination, body.destination_port)
+    return Decision((ClaimDenied(gateway, service, host, because, body.mac, *packet),), reply=reply)
+
+
+_REFUSALS: Final = {
+    Restraint.REVOKED: ClaimRefusal.REVOKED,
+    Restraint.RESERVED: ClaimRefusal.RESERVED,
+    Restraint.FROZEN: ClaimRefusal.FROZEN,
+}
 
 
 def _unfit(  # noqa: PLR0911 (one return for each reason, in the order of their precedence)
@@ -514,6 +587,65 @@ def _report(
             yield PortUnbound(body.binding, body.reason)
         case _:
             assert_never(body)
+
+
+def _from_operator(state: State, command: FromOperator, now: Instant) -> Decision:
+    by, order = command.by, command.body
+    match order:
+        case ReleaseBinding(binding, why):
+            return _end_binding(state, WithdrawalOrdered(binding, Ending.RELEASE, by, why), (), now)
+        case RevokeBinding(binding, barred_ms, why):
+            until_ns = None if barred_ms is None else now.wall_ns + barred_ms * MILLISECOND_NS
+            bars = tuple(_bars(state, binding, until_ns, by, why))
+            return _end_binding(state, WithdrawalOrdered(binding, Ending.REVOKE, by, why), bars, now)
+        case ReservePort(gateway, service) if service not in _services(state, gateway):
+            reason = f"no service {service!r} of a gateway {gateway!r} is known; is its worker configured?"
+            return Decision(reply=OrderRefused(reason))
+        case FreezeClaims(str(gateway)) if gateway not in state.gateways:
+            return Decision(reply=OrderRefused(f"no gateway {gateway!r} is known; has its worker ever come?"))
+        case _:
+            events = tuple(restrictions.decide(state.restrictions, order, by))
+            return Decision(events, reply=OrderTaken(bool(events)))
+
+
+def _end_binding(
+    state: State, ordered: WithdrawalOrdered, bars: tuple[HostBarred, ...], now: Instant
+) -> Decision:
+    number = ordered.binding
+    binding = state.bindings.get(number)
+    if binding is None:
+        if not 0 < number < state.next_binding:
+            return Decision(reply=OrderRefused(f"there never was a binding {number}"))
+        return Decision(reply=Withdrawn(number, None, None))
+    gateway = binding.bound.resource.gateway
+    session = state.gateways[gateway].session
+    events: tuple[Event, ...] = () if binding.ordered is ordered.ending else (*bars, ordered)
+    if session is None:
+        return Decision(events, reply=Withdrawing(number, None, lost=True))
+    lost = session.lost_since_ns is not None or session.deadline_ns <= now.monotonic_ns
+    withdrawal = WithdrawBinding(gateway, number, ordered.ending)
+    reply = Withdrawing(number, session.worker, lost)
+    return Decision(events, reply=reply, orders=((session.worker, withdrawal),))
+
+
+def _bars(state: State, number: int, until_ns: int | None, by: str, why: str) -> Iterator[HostBarred]:
+    binding = state.bindings.get(number)
+    if binding is not None:
+        resource = binding.bound.resource
+        yield HostBarred(resource.gateway, resource.service, binding.bound.holder, until_ns, by, why)
+
+
+def _withdrawals(state: State, gateway: str, worker: str) -> Iterator[tuple[str, WithdrawBinding]]:
+    """What the gateway's worker has been ordered to end, and has not yet."""
+    for number in sorted(state.gateways[gateway].bindings if gateway in state.gateways else ()):
+        ordered = state.bindings[number].ordered
+        if ordered is not None:
+            yield worker, WithdrawBinding(gateway, number, ordered)
+
+
+def _services(state: State, gateway: str) -> dict[str, ServiceDefinition]:
+    known = state.gateways.get(gateway)
+    return {} if known is None else known.services
 
 
 def _start(state: State, command: Start, now: Instant) -> Decision:
@@ -593,6 +725,14 @@ def apply(  # noqa: C901, PLR0912 (one branch for each event: a table in the sha
             _apply_unbound(state, event)
         case HolderNamed():
             state.bindings[event.binding].user_name = event.user_name
+        case WithdrawalOrdered():
+            state.bindings[event.binding].ordered = event.ending
+        case (
+            HostBarred() | BarLifted() | PortReserved() | ReservationEnded() | ClaimsFrozen() | FreezeEnded()
+        ):
+            restrictions.apply(state.restrictions, event, wall_ns)
+        case ClaimDenied():
+            restrictions.apply(state.restrictions, event, wall_ns)
         case PublicAddressChanged():
             _apply_address(state, event)
         case TrackerStopped() | ClockStepped() | RecordsMissed() | RefusalsEnded() | SnapshotTaken():

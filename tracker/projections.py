@@ -14,28 +14,37 @@ from eventlog.projection import Cell, Insert, Projection, Reader, Row, RowChange
 from eventlog.record import Record
 from tracker.events import (
     TYPES,
+    BarLifted,
     BindingInstalled,
     BindingWithdrawn,
+    ClaimsFrozen,
     ClockStepped,
     Event,
+    FreezeEnded,
     HolderNamed,
+    HostBarred,
     KernelStateRestored,
     PortBound,
     PortRefused,
+    PortReserved,
     PortUnbound,
     PublicAddressChanged,
     RecordsMissed,
     RefusalsEnded,
+    ReservationEnded,
+    Restricting,
     ServiceDefined,
     ServiceRemoved,
     SessionEnded,
     SessionEnding,
     SessionOpened,
     TrackerStarted,
+    WithdrawalOrdered,
     WorkerLost,
     WorkerReturned,
     from_record,
 )
+from tracker.restrictions import scope_of
 
 BINDINGS: Final = TableSpec(
     {
@@ -93,7 +102,7 @@ REFUSALS: Final = TableSpec(
     not_null=frozenset({"count", "first_ns", "last_ns", "position"}),
 )
 MENTIONS: Final = TableSpec({"binding": int, "position": int}, primary_key=("binding", "position"))
-"""Where a binding is spoken of again: another name of its user, another installation."""
+"""Where a binding is spoken of again: another name of its user, an operator's order."""
 ADDRESS_CHANGES: Final = TableSpec(
     {"position": int, "gateway": str, "old": bytes, "new": bytes},
     primary_key=("position",),
@@ -171,11 +180,34 @@ CLOCK_STEPS: Final = TableSpec(
 """Where the clock began anew: it had shown everything up to `from_ns`, and went on at `to_ns`."""
 
 
+RESTRICTIONS: Final = TableSpec(
+    {
+        "position": int,
+        "restraint": str,
+        "gateway": str,
+        "service": str,
+        "host": bytes,
+        "since_ns": int,
+        "limit_ns": int,
+        "by": str,
+        "why": str,
+        "until_ns": int,
+        "until_position": int,
+        "ended_by": str,
+        "ended_why": str,
+    },
+    primary_key=("position",),
+    not_null=frozenset({"restraint", "since_ns", "by", "why"}),
+    indexes=(("restraint", "gateway", "service", "until_ns"),),
+)
+"""Who might not claim; `host`: barred, or reserved for; `limit_ns`: when it was to end; NULL means all."""
+
+
 class Bindings:
     """Who held what from when to when, what services there were, and when nobody looked."""
 
     name: Final = "bindings"
-    version: Final = 2
+    version: Final = 3
     tables: Final[Mapping[str, TableSpec]] = {
         "bindings": BINDINGS,
         "resources": RESOURCES,
@@ -187,6 +219,7 @@ class Bindings:
         "sessions": SESSIONS,
         "outages": OUTAGES,
         "clock_steps": CLOCK_STEPS,
+        "restrictions": RESTRICTIONS,
     }
 
     def rows(self, position: int, record: Record, read: Reader) -> Iterator[RowChange]:
@@ -195,6 +228,7 @@ class Bindings:
             yield from _binding_rows(position, record.wall_ns, event, read)
             yield from _session_rows(position, record.wall_ns, event, read)
             yield from _outage_rows(position, record.wall_ns, event, read)
+            yield from _restriction_rows(position, record.wall_ns, event, read)
 
 
 PROJECTIONS: Final[tuple[Projection, ...]] = (Bindings(),)
@@ -222,6 +256,8 @@ def _binding_rows(position: int, wall_ns: int, event: Event, read: Reader) -> It
         case PortUnbound(binding, reason):
             ended = {"until_ns": wall_ns, "reason": reason.value, "unbound_position": position}
             yield Update("bindings", (binding,), ended)
+        case WithdrawalOrdered(binding):
+            yield Insert("mentions", {"binding": binding, "position": position})
         case HolderNamed(_, _, binding, user_name):
             yield _first_or_again(position, binding, "named_position", {}, read)
             yield Update("bindings", (binding,), {"user_name": user_name})
@@ -333,6 +369,36 @@ def _outage_rows(position: int, wall_ns: int, event: Event, read: Reader) -> Ite
                 yield Update("outages", (found["position"],), span)
         case _:
             pass
+
+
+def _restriction_rows(position: int, wall_ns: int, event: Event, read: Reader) -> Iterator[RowChange]:
+    match event:
+        case HostBarred() | PortReserved() | ClaimsFrozen():
+            yield from _restriction_ends(position, wall_ns, event, read)
+            limit_ns = event.until_ns if isinstance(event, HostBarred) else None
+            begun: dict[str, Cell] = {"position": position, "since_ns": wall_ns, "limit_ns": limit_ns}
+            host = None if isinstance(event, ClaimsFrozen) else event.host
+            said: dict[str, Cell] = {"host": host, "by": event.by, "why": event.why}
+            yield Insert("restrictions", {**_restricted(event), **begun, **said})
+        case BarLifted() | ReservationEnded() | FreezeEnded():
+            yield from _restriction_ends(position, wall_ns, event, read)
+        case _:
+            pass
+
+
+def _restriction_ends(position: int, wall_ns: int, event: Restricting, read: Reader) -> Iterator[RowChange]:
+    ended: dict[str, Cell] = {"until_ns": wall_ns, "until_position": position}
+    said: dict[str, Cell] = {"ended_by": event.by, "ended_why": event.why}
+    for row in read.find("restrictions", {**_restricted(event), "until_ns": None}):
+        yield Update("restrictions", (row["position"],), {**ended, **said})
+
+
+def _restricted(event: Restricting) -> Row:
+    """The columns by which the one restriction in force is found."""
+    scope = scope_of(event)
+    found: dict[str, Cell] = {"restraint": scope.restraint.value}
+    found |= {"gateway": scope.gateway, "service": scope.service}
+    return found if scope.host is None else {**found, "host": scope.host}
 
 
 def _tracker_down(position: int, run: int, alive_ns: int, wall_ns: int, read: Reader) -> Iterator[RowChange]:

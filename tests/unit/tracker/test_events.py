@@ -72,6 +72,14 @@ def test_the_numbers_of_the_events_are_for_ever() -> None:
         43: "KernelStateRestored",
         44: "PublicAddressChanged",
         45: "QueueOverflowed",
+        64: "WithdrawalOrdered",
+        65: "HostBarred",
+        66: "BarLifted",
+        67: "PortReserved",
+        68: "ReservationEnded",
+        69: "ClaimsFrozen",
+        70: "FreezeEnded",
+        71: "ClaimDenied",
     }
 
 

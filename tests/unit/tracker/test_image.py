@@ -14,12 +14,14 @@ from eventlog.snapshot import Snapshot, StateFold
 from tests.unit.tracker.test_ownership import commands
 from tests.unit.tracker.wire import ANN, BOB, REFLECTOR, at, claim, counting, opening
 from tracker import image
-from tracker.events import HolderNamed
+from tracker.events import HolderNamed, Restraint
 from tracker.image import Fold, Memory
 from tracker.instant import Instant
 from tracker.machine import Machine
 from tracker.messages import Body, CloseSession, Durable, Request, encode_request
-from tracker.ownership import Binding, Command, FromWorker, Gateway, PassTime, State
+from tracker.orders import FreezeClaims, ReservePort, RevokeBinding
+from tracker.ownership import Binding, Command, FromOperator, FromWorker, Gateway, PassTime, State
+from tracker.restrictions import Restriction, Scope
 from tracker.shapes import ProtocolError
 
 LEASE_MS = 10_000
@@ -67,6 +69,8 @@ class Play:
         match command:
             case FromWorker(worker, body, age_ms):
                 self.machine.receive("peer", self.request(worker, body, age_ms), now)
+            case FromOperator(by, order):
+                self.machine.receive("peer", encode_request(Request(by, 0, 0, 0, 0, 5, order)), now)
             case PassTime():
                 self.machine.pass_time(now)
             case _:
@@ -99,8 +103,11 @@ LIVELY: list[tuple[Command, int, bool]] = [
     (FromWorker("w2", opening("gw2")), 1, False),
     (FromWorker("w2", claim(BOB, gateway="gw2")), 1, False),
     (FromWorker("w2", claim(ANN, gateway="gw2", service="shared", peer=REFLECTOR)), 1, True),
+    (FromOperator("olga", RevokeBinding(1, 5000, "noise")), 1, True),
+    (FromOperator("olga", ReservePort("gw", "shared", BOB, "his demo")), 1, False),
+    (FromWorker("w1", claim(ANN, service="shared", peer=REFLECTOR)), 1, True),
 ]
-"""A beginning that chance alone seldom finds: two gateways, three bindings, one refusal."""
+"""A beginning that chance alone seldom finds: two gateways, three bindings, one refusal, an operator."""
 
 histories = st.builds(
     lambda beginning, more: LIVELY[:beginning] + more,
@@ -134,6 +141,8 @@ def test_the_state_from_a_snapshot_is_the_folded_state_and_so_is_all_that_follow
         frame = None
         if isinstance(command, FromWorker):
             frame = play.request(command.worker, command.body, command.age_ms)
+        elif isinstance(command, FromOperator):
+            frame = encode_request(Request(command.by, 0, 0, 0, 0, 5, command.body))
         for machine in (folded, restored):
             if frame is None:
                 machine.pass_time(at(passed))
@@ -191,23 +200,26 @@ def known_memory() -> Memory:
     for second, body in enumerate(bodies):
         play.do(FromWorker("w1", body), at(second))
     play.do(FromWorker("w2", opening()), at(6))
+    play.do(FromOperator("olga", RevokeBinding(1, 60_000, "noise")), at(7))
+    play.do(FromOperator("olga", FreezeClaims(None, "work")), at(7))
+    play.do(FromWorker("w1", claim(BOB, service="shared", peer=REFLECTOR)), at(7))
     play.machine.state.key = "log.example/1+01020304+AQ=="
     return play.machine._memory
 
 
 def test_whoever_changes_the_image_or_what_events_do_to_it_raises_its_version() -> None:
     digest = sha256(image.encoded(known_memory())).hexdigest()
-    assert (image.VERSION, digest) == (2, DIGEST_OF_VERSION_2)
+    assert (image.VERSION, digest) == (3, DIGEST_OF_VERSION_3)
 
 
-DIGEST_OF_VERSION_2 = "d387e35711de368556b17354535205a3373d559fff664e981fa88483ce5bcb3a"
+DIGEST_OF_VERSION_3 = "7a6e8fa3dfe02c1788b61bdaa109ce5ba286cea0332f0bb6d874d9ef0bfa839c"
 
 
 def test_everything_that_is_compared_is_in_the_image() -> None:
     state = known_memory().state
     compared = {
         (shape.__name__, field.name)
-        for shape in (State, Gateway, Binding)
+        for shape in (State, Gateway, Binding, Restriction)
         for field in dataclasses.fields(shape)
         if field.compare
     }
@@ -219,7 +231,13 @@ def test_everything_that_is_compared_is_in_the_image() -> None:
         (state.gateways["gw"], {"last_ending": None, "services": {}, "host": "h9", "moved_epoch": 9}),
         (session, {"epoch": 9, "worker": "w9", "host": "h9", "public_addresses": (), "opened_ns": 9}),
         (session, {"lost_since_ns": 9, "refused": set(), "lease_ms": 9, "fence": True}),
-        (state.bindings[1], {"since_ns": 9, "user_name": None, "refusals": {}}),
+        (state.bindings[1], {"since_ns": 9, "user_name": None, "refusals": {}, "ordered": None}),
+        (state, {"restrictions": {}}),
+        *(
+            (it, {"until_ns": 9, "by": "o", "why": "w", "since_ns": 9, "reserved_for": BOB, "denied": set()})
+            for it in state.restrictions.values()
+        ),
+        *((it, {"scope": Scope(Restraint.FROZEN, "gw9")}) for it in state.restrictions.values()),
     ]
     changed: set[tuple[str, str]] = set()
     for target, fields in changes:

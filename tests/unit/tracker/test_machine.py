@@ -3,6 +3,7 @@
 import dataclasses
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,10 +14,13 @@ from eventlog.snapshot import snapshot_fields
 from tests.unit.tracker.wire import ANN, BOB, SECOND_NS, at, claim, counting, opening
 from tracker.conversation import Answer, Conversation, OutboxOutdated, inherited
 from tracker.events import (
+    BindingWithdrawn,
+    Ending,
     KernelStateRestored,
     KeyChanged,
     PortBound,
     RecordsMissed,
+    Restraint,
     SnapshotTaken,
     TrackerStarted,
     WorkerLost,
@@ -32,6 +36,7 @@ from tracker.messages import (
     ClaimRefusal,
     ClaimRefused,
     Durable,
+    FindPort,
     GetCheckpoint,
     GetStatus,
     Heartbeat,
@@ -39,15 +44,19 @@ from tracker.messages import (
     MakeCheckpoint,
     NoCheckpoint,
     OutboxSuperseded,
+    PortFound,
     Protection,
     Reply,
     Request,
     ResendFrom,
     SessionGranted,
     Status,
+    WithdrawalView,
+    WithdrawBinding,
     decode_reply,
     encode_request,
 )
+from tracker.orders import ReleaseBinding, RevokeBinding, Withdrawing, Withdrawn
 from tracker.ownership import State
 
 
@@ -488,3 +497,78 @@ def test_every_message_is_in_the_log_once_and_in_order_whatever_is_lost_doubled_
     kinds = {type(event) for event in chaos.disk.events()}
     assert RecordsMissed not in kinds, "a hole was invented"
     assert PortBound not in kinds
+
+
+# ---- orders ----------------------------------------------------------------------------------------------
+
+
+def frames_by_peer(talk: Talk) -> list[tuple[object, object]]:
+    batch = talk.machine.take()
+    talk.disk.append(batch)
+    return [(peer, decode_reply(frame).body) for peer, frame in batch.frames]
+
+
+def order_from(talk: Talk, order: Body, seconds: float = 2) -> list[tuple[object, object]]:
+    request = Request("olga", 0, 0, 0, 0, 5, order)
+    talk.machine.receive("operator", encode_request(request), at(seconds))
+    return frames_by_peer(talk)
+
+
+def test_an_operator_hears_at_once_that_the_worker_is_told_and_later_that_it_is_done(talk: Talk) -> None:
+    talk.say(claim(ANN), 2)
+    order = WithdrawBinding("gw", 1, Ending.RELEASE)
+    assert order_from(talk, ReleaseBinding(1, "lunch")) == [
+        ("operator", Withdrawing(1, "w1", lost=False)),
+        ("peer", order),
+    ]
+    talk.machine.receive("peer", encode_request(Request("w1", 7, 0, 2, 0, 5, Heartbeat("gw", 1, 1))), at(3))
+    assert [body for _, body in frames_by_peer(talk)][1:] == [order]
+    done = BindingWithdrawn("gw", 1, 1, Ending.RELEASE, at(3).wall_ns, None, 3, 400)
+    talk.machine.receive("peer", encode_request(Request("w1", 7, 3, 2, 0, 5, done)), at(3))
+    assert set(frames_by_peer(talk)) == {
+        ("peer", Acknowledged()),
+        ("operator", Withdrawn(1, Ending.RELEASE, at(3).wall_ns)),
+    }
+
+
+def test_a_worker_is_told_of_an_order_from_before_the_restart_when_it_is_heard(talk: Talk) -> None:
+    talk.say(claim(ANN), 2)
+    order_from(talk, ReleaseBinding(1, "lunch"))
+    talk.restart(3)
+    assert order_from(talk, ReleaseBinding(1, "lunch"), 3) == [("operator", Withdrawing(1, "w1", lost=False))]
+    (_, order) = talk.say(Heartbeat("gw", 1, 1), 0, 4)
+    assert order.body == WithdrawBinding("gw", 1, Ending.RELEASE)
+
+
+def test_a_port_is_found_by_number_port_service_host_and_gateway(talk: Talk) -> None:
+    talk.say(claim(ANN), 2)
+    anything = FindPort(None, None, None, None, None, None)
+
+    def found(**wanted: Any) -> tuple[list[str], list[int]]:  # noqa: ANN401
+        ((_, body),) = order_from(talk, dataclasses.replace(anything, **wanted))
+        assert isinstance(body, PortFound)
+        return [place.service for place in body.places], [view.binding for view in body.bindings]
+
+    assert found() == (["cuseeme", "shared"], [1])
+    assert found(binding=1)[1] == found(port=7648)[1] == found(port=7649, protocol=6)[1] == [1]
+    assert found(binding=2)[1] == found(holder=BOB)[1] == []
+    assert found(port=7649, protocol=1) == found(port=80) == found(gateway="gw2") == ([], [])
+    assert found(service="shared") == (["shared"], [])
+
+
+def test_a_status_shows_restrictions_and_what_is_being_ended(talk: Talk) -> None:
+    talk.say(claim(ANN), 2)
+    order_from(talk, RevokeBinding(1, 60_000, "noise"))
+    (reply,) = talk.say(GetStatus(), 0)
+    assert isinstance(reply.body, Status)
+    (restriction,) = reply.body.restrictions
+    assert (restriction.restraint, restriction.host, restriction.by) == (Restraint.REVOKED, ANN, "olga")
+    assert restriction.until_ns == at(62).wall_ns
+    assert reply.body.withdrawals == (WithdrawalView(1, Ending.REVOKE),)
+
+
+def test_a_reader_gives_no_orders(talk: Talk) -> None:
+    frame = encode_request(Request("olga", 0, 0, 0, 0, 5, ReleaseBinding(1, "lunch")))
+    talk.machine.receive("reader", frame, at(2), only_reading=True)
+    assert frames_by_peer(talk) == []
+    assert talk.machine.counters["garbage: role"] == 1

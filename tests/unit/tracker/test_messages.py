@@ -173,6 +173,14 @@ def test_the_numbers_of_the_kinds_are_for_ever() -> None:
         21: "GetStatus",
         22: "GetCheckpoint",
         23: "MakeCheckpoint",
+        30: "FindPort",
+        40: "ReleaseBinding",
+        41: "RevokeBinding",
+        42: "LiftBar",
+        43: "ReservePort",
+        44: "EndReservation",
+        45: "FreezeClaims",
+        46: "EndFreeze",
     }
     assert {number: kind.__name__ for number, kind in REPLY_KINDS.items()} == {
         2: "SessionDenied",
@@ -188,6 +196,11 @@ def test_the_numbers_of_the_kinds_are_for_ever() -> None:
         25: "Status",
         26: "CheckpointMade",
         27: "NoCheckpoint",
+        30: "PortFound",
+        40: "OrderTaken",
+        41: "OrderRefused",
+        42: "Withdrawing",
+        43: "Withdrawn",
     }
 
 

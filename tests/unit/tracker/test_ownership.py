@@ -63,8 +63,19 @@ from tracker.messages import (
     SessionGranted,
     SessionOver,
 )
+from tracker.orders import (
+    EndFreeze,
+    EndReservation,
+    FreezeClaims,
+    LiftBar,
+    Order,
+    ReleaseBinding,
+    ReservePort,
+    RevokeBinding,
+)
 from tracker.ownership import (
     Command,
+    FromOperator,
     FromWorker,
     PassTime,
     Start,
@@ -507,7 +518,7 @@ WORKERS = ("w1", "w2")
 GATEWAYS = ("gw", "gw2")
 
 
-def commands() -> st.SearchStrategy[FromWorker | PassTime | Start]:
+def commands() -> st.SearchStrategy[FromWorker | FromOperator | PassTime | Start]:
     gateways, epochs, bindings = st.sampled_from(GATEWAYS), st.integers(0, 4), st.integers(1, 4)
     claims = st.builds(
         lambda gateway, epoch, holder, peer: claim(
@@ -533,7 +544,22 @@ def commands() -> st.SearchStrategy[FromWorker | PassTime | Start]:
         st.builds(HolderNamed, gateways, epochs, bindings, st.sampled_from(["a", "b"])),
     )
     said = st.builds(FromWorker, st.sampled_from(WORKERS), bodies)
-    return st.one_of(said, said, said, st.just(PassTime()), st.just(Start("1", "boot", None)))
+    ordered = st.builds(FromOperator, st.just("olga"), orders())
+    return st.one_of(said, said, said, ordered, st.just(PassTime()), st.just(Start("1", "boot", None)))
+
+
+def orders() -> st.SearchStrategy[Order]:
+    gateways, services = st.sampled_from(GATEWAYS), st.sampled_from(["cuseeme", "shared"])
+    bindings, hosts, why = st.integers(1, 4), st.sampled_from([ANN, BOB]), st.just("because")
+    return st.one_of(
+        st.builds(ReleaseBinding, bindings, why),
+        st.builds(RevokeBinding, bindings, st.sampled_from([None, 3000]), why),
+        st.builds(LiftBar, hosts, st.none() | gateways, st.none() | services, why),
+        st.builds(ReservePort, gateways, services, hosts, why),
+        st.builds(EndReservation, gateways, services, why),
+        st.builds(FreezeClaims, st.none() | gateways, why),
+        st.builds(EndFreeze, st.none() | gateways, why),
+    )
 
 
 @given(st.lists(st.tuples(commands(), st.integers(0, 12)), max_size=60))
@@ -563,6 +589,6 @@ def test_whatever_comes_in_whatever_order_the_rules_hold(play: list[tuple[Comman
                     pass
         if isinstance(reply, ClaimGranted):
             assert owner[reply.binding.resource] == reply.binding.binding, "granted, not recorded"
-        assert isinstance(reply, ReplyBody) == isinstance(command, FromWorker)
+        assert isinstance(reply, ReplyBody) == isinstance(command, FromWorker | FromOperator)
         assert world.replayed() == world.state
         assert world.state.held == owner
