@@ -2,13 +2,14 @@
 
 Rule 1: every transition is here (of who may not claim: in `restrictions`): `decide` says what happens,
 `apply` makes it so, replay only applies. Rule 2: nothing here reads a clock or does I/O; now is an argument.
-Rule 3: a resource is free, or one binding holds it; it becomes free only when a worker said that the kernel has nothing of it any more. Rule 4: an epoch
-is given once, to one worker; what an older one commands is refused, what it saw of an open binding is still
-taken, unless another worker has taken over since. Rule 5: what is not logged (leases, counts of refusals, the
-clock's offset) decides nothing that is, except that a lease ran out. Rule 6: a lease is never cut short
-because the tracker did not listen. Rule 7: the kernel of a fenced session may forward until its lease has
-ended, and no batch from another host stops it: so whoever comes from there waits until then. Rule 8: an
-operator's order to end a binding stands until it is over; the worker is told with each heartbeat and session.
+Rule 3: a resource is free, or one binding holds it; it becomes free only when a worker said that the kernel
+has nothing of it any more. Rule 4: an epoch is given once, to one worker; what an older one commands is
+refused, what it saw of an open binding is still taken, unless another worker has taken over since. Rule 5:
+what is not logged (leases, counts of refusals, the clock's offset) decides nothing that is, except that a
+lease ran out. Rule 6: a lease is never cut short because the tracker did not listen. Rule 7: the kernel of a
+fenced session may forward until its lease has ended, and no batch from another host stops it: so whoever
+comes from there waits until then. Rule 8: an operator's order to end a binding stands until it is over; the
+worker is told with each heartbeat and session.
 
 Longer than other modules because of Rule 1.
 """
