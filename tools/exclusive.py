@@ -7,7 +7,8 @@ import click
 from eventlog.reading import LogReader, Progress
 from tools.output import octets_text, plain, print_line, time_text
 from tracker.events import Resource
-from tracker.exclusivity import Overlap, Unobserved, Verdict, examine
+from tracker.examining import examine
+from tracker.exclusivity import Overlap, Unobserved, Verdict
 from tracker.outages import logged_time
 
 

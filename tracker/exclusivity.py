@@ -6,18 +6,15 @@ in the order in which things happen. Only where the clock was set meanwhile the 
 Rule 2: what the tracker decided (PortBound, PortUnbound) says whose a binding was, never that it was gone.
 Rule 3: where nobody looked the answer is unknown, with the times and the reason.
 Rule 4: the records are read once, however many; what is remembered is the present, and what was found.
+Rule 5: what a record said that can't be read any more is unknown, and so is a binding of whose coming it
+spoke, as long as that lasted. Reading them, and what the tables know of them: examining.py.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Final
 
-from eventlog.reading import RECORDS_PER_PROGRESS, Entry, LogReader, Progress, ignore_progress
-from eventlog.record import RecordError
-from eventlog.shelf import Gap
 from tracker.events import (
-    NUMBERS,
     BindingInstalled,
     BindingWithdrawn,
     ClockStepped,
@@ -26,15 +23,8 @@ from tracker.events import (
     PortUnbound,
     Resource,
     SessionOpened,
-    from_record,
 )
-from tracker.outages import QUEUE_RULES, Outage, outages_within, unlogged
-from tracker.shapes import ProtocolError
-
-_LOOKED_AT: Final = frozenset(
-    NUMBERS[event]
-    for event in (PortBound, PortUnbound, BindingInstalled, BindingWithdrawn, SessionOpened, ClockStepped)
-)
+from tracker.outages import QUEUE_RULES, Outage
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +146,21 @@ class Examination:
         if self._gap is None:
             self._gap = Unobserved("records-gone", None, None, wall_ns, None, why, position)
 
-    def verdict(self, outages: Iterable[Outage]) -> Verdict:
-        """What the events show; `outages`: the times nobody looked."""
+    def take_end(self, position: int, binding: int, left_ns: int) -> None:
+        """A binding that is present had left the kernel by then: known, though no record says it any more."""
+        self._withdrawn(binding, left_ns, position)
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """The bindings that are bound and not yet said to be withdrawn."""
+        return tuple(self._present)
+
+    def verdict(self, outages: Iterable[Outage], cut: Iterable[Unobserved] = ()) -> Verdict:
+        """What the events show; `outages`: the times nobody looked; `cut`: what else nobody can tell."""
         found = self._found
         self._end_of_gap(None)
+        for gap in cut:
+            self._unknown(gap)
         for presence in self._present.values():
             if presence.unbound_ns is not None:
                 self._never_gone(presence, None)
@@ -323,51 +324,6 @@ class Examination:
         until_ns = found.until_ns if gap.until_ns is None else min(gap.until_ns, found.until_ns)
         if since_ns < until_ns:
             found.unobserved.append(replace(gap, since_ns=since_ns, until_ns=until_ns))
-
-
-def examine(
-    reader: LogReader, since_ns: int, until_ns: int, *, progress: Progress = ignore_progress
-) -> Verdict:
-    """What the log shows of [since_ns, until_ns). All records are read: a report can come late."""
-    examination = Examination(since_ns, until_ns)
-    with reader.snapshot():
-        for position, wall_ns, event in _events(reader, progress):
-            if isinstance(event, str):
-                examination.take_unreadable(position, wall_ns, event)
-            else:
-                examination.take(position, wall_ns, event)
-        outages = [*outages_within(reader, since_ns, until_ns), *unlogged(reader, since_ns, until_ns)]
-    return examination.verdict(outages)
-
-
-def _events(reader: LogReader, progress: Progress) -> Iterator[tuple[int, int, Event | str]]:
-    """Position, time and event; or what can't be read and why, with the time of the last record before it."""
-    size = reader.size
-    wall_ns = reader.first_wall_ns or 0
-    for piece in reader.read_with_columns(0, size):
-        if isinstance(piece, Gap):
-            yield piece.span.first, wall_ns, f"{piece.span}: {piece.why}"
-            continue
-        entry, columns = piece
-        if columns is None or columns.type in _LOOKED_AT:
-            said_ns, found = _event(entry)
-            wall_ns = wall_ns if said_ns is None else said_ns
-            if found is not None:
-                yield entry.position, wall_ns, found
-        if entry.position % RECORDS_PER_PROGRESS == 0:
-            progress(entry.position, size)
-    progress(size, size)
-
-
-def _event(entry: Entry) -> tuple[int | None, Event | str | None]:
-    """The record's time and event, or why it can't be read; no event if it is none that counts here."""
-    try:
-        record = entry.record
-        if record is None:
-            return None, "the record is redacted"
-        return record.wall_ns, from_record(record) if record.type in _LOOKED_AT else None
-    except (RecordError, ProtocolError) as error:
-        return None, f"the record is no record: {error}"
 
 
 def _by_order(one: Presence, other: Presence) -> tuple[Presence, Presence]:

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eventlog.reading import LogReader
+from eventlog.retention import archive_segment, close_segment, prune_segments, redact
 from eventlog.store import Log
 from tests.unit.tracker.life import Life, withdrawn
 from tests.unit.tracker.wire import ANN, BOB, PUBLIC, REFLECTOR, SECOND_NS, at, claim, opening
@@ -22,11 +24,14 @@ from tracker.events import (
     HolderNamed,
     KernelStateRestored,
     PortBound,
+    PortRefused,
     PortUnbound,
     Resource,
     SessionOpened,
+    from_record,
 )
-from tracker.exclusivity import Examination, Verdict, examine
+from tracker.examining import examine
+from tracker.exclusivity import Examination, Verdict
 from tracker.messages import CloseSession
 from tracker.projections import PROJECTIONS
 
@@ -374,3 +379,99 @@ def test_what_is_remembered_is_the_present_however_long_the_history() -> None:
             examination.take(4 * number + at_position, wall_ns, event)
     assert sum(len(kept) for kept in examination._kept.values()) + len(examination._present) <= 2
     assert examination.verdict(()).handovers == 1998
+
+
+# --- records that are gone ----------------------------------------------------------------------------------
+
+
+def position_in(life: Life, shape: type[Event], number: int = 0) -> int:
+    """Where the log has the event of this type, counted from 0."""
+    places = [
+        entry.position
+        for entry in life.log.read()
+        if entry.record is not None and isinstance(from_record(entry.record), shape)
+    ]
+    return places[number]
+
+
+def take_out(life: Life, position: int) -> None:
+    redact(life.log, position, "asked for", at(100).wall_ns, projections=PROJECTIONS)
+
+
+def test_a_name_and_a_refusal_that_were_redacted_leave_nothing_in_doubt(life: Life) -> None:
+    life.say(2, claim(ANN))
+    life.say(2.1, BindingInstalled("gw", 1, 1, at(2.1).wall_ns))
+    life.say(3, HolderNamed("gw", 1, 1, "Ann"))
+    life.say(4, claim(BOB))
+    life.say(6, withdrawn(1, 6))
+    for shape in (HolderNamed, PortRefused):
+        take_out(life, position_in(life, shape))
+        assert seen(life, 1, 7) == []
+    close_segment(life.log, life.log.size, at(100).wall_ns)
+    archive_segment(life.log, 0, at(100).wall_ns)
+    assert seen(life, 1, 7) == []
+
+
+def test_a_type_that_stands_beside_a_redacted_record_is_not_believed(life: Life) -> None:
+    hold(life, 1, 2, 5)
+    take_out(life, position_in(life, BindingInstalled))
+    life.log.connection_for_checks().execute("DROP TRIGGER log_records_never_change")
+    life.log.connection_for_checks().execute("UPDATE log_records SET type = 42 WHERE bytes IS NULL")
+    assert "records-gone" in [because for because, _, _ in seen(life, 1, 6)]
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_a_binding_of_whose_coming_no_record_speaks_any_more_is_unknown_as_long_as_it_lasted(
+    life: Life, archived: bool
+) -> None:
+    life.say(2, claim(ANN))
+    life.say(2.1, BindingInstalled("gw", 1, 1, at(2.1).wall_ns))
+    end = life.log.size
+    life.say(5, claim(BOB, service="shared", peer=REFLECTOR))
+    life.say(8, withdrawn(2, 8))
+    life.say(9, withdrawn(1, 9))
+    close_segment(life.log, end, at(100).wall_ns)
+    if archived:
+        archive_segment(life.log, 0, at(100).wall_ns)
+        assert seen(life, 6, 10) == []
+    prune_segments(life.log, [0], "too old", at(100).wall_ns, projections=PROJECTIONS)
+    assert seen(life, 6, 10) == [("records-gone", 6, 9)]
+
+
+def test_one_that_goes_on_makes_unknown_all_that_comes(life: Life) -> None:
+    life.say(2, claim(ANN))
+    life.say(2.1, BindingInstalled("gw", 1, 1, at(2.1).wall_ns))
+    close_segment(life.log, life.log.size, at(100).wall_ns)
+    prune_segments(life.log, [0], "too old", at(100).wall_ns, projections=PROJECTIONS)
+    life.say(101, opening())
+    assert ("records-gone", 105, 110) in seen(life, 105, 110)
+
+
+def test_a_binding_whose_end_is_gone_does_not_last_for_ever(life: Life) -> None:
+    hold(life, 1, 2, 5)
+    for position in range(position_in(life, BindingWithdrawn), life.log.size):
+        take_out(life, position)
+    life.say(101, opening())
+    hold_again(life, 2, 102, 105)
+    unknown = seen(life, 1, 110)
+    assert {because for because, _, _ in unknown} <= {"records-gone", "worker-lost", "worker-restarted"}
+    assert [until for because, _, until in unknown if because == "records-gone"] == [101]
+
+
+def hold_again(life: Life, number: int, since: float, until: float) -> None:
+    life.say(since, claim(BOB, epoch=2))
+    life.say(since + 0.1, BindingInstalled("gw", 2, number, at(since + 0.1).wall_ns))
+    life.say(until, dataclasses.replace(withdrawn(number, until), epoch=2))
+
+
+def test_of_an_archive_that_is_not_there_nothing_is_shown(life: Life) -> None:
+    hold(life, 1, 2, 5)
+    hold(life, 2, 6, 9)
+    close_segment(life.log, position_in(life, PortBound, 1), at(100).wall_ns)
+    archive = archive_segment(life.log, 0, at(100).wall_ns)
+    assert seen(life, 1, 10) == []
+    archive.rename(archive.with_suffix(".elsewhere"))
+    with LogReader.open(life.log.path) as reader:
+        found = examine(reader, at(1).wall_ns, at(10).wall_ns)
+    assert [it.because for it in found.unobserved] == ["records-gone"]
+    assert "No such file" in found.unobserved[0].detail
