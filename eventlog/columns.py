@@ -27,7 +27,7 @@ from eventlog.record import NONCE_SIZE, Record, Source, Value, decode, encode
 RUN_LIMIT: Final = 4096
 """The most records of one run."""
 
-RAW_LIMIT: Final = 32 * 1024 * 1024
+RAW_LIMIT: Final = 8 * 1024 * 1024
 """The most bytes that a run's columns may take before they are compressed."""
 
 _FILTERS: Final = [{"id": lzma.FILTER_LZMA2, "preset": 6}]
@@ -101,9 +101,13 @@ def unpack(packed: bytes) -> list[Place]:
 def _unpack_layout(layout: Any, nonces: bytes) -> list[Place]:  # noqa: ANN401 - what a file says
     count, gone, sources, kinds, head, groups = layout
     kind_of, walls, reported, source_of, steps, parts = head
-    if not 0 <= count <= RUN_LIMIT or len(gone) + len(kind_of) != count or len(groups) != len(kinds):
+    leaves = dict(gone)
+    there = len(kind_of)
+    if not 0 <= count <= RUN_LIMIT or len(leaves) + there != count or not leaves.keys() <= set(range(count)):
         raise ColumnsDamaged(f"{count} records are said, others are there")
-    wall_ns = list(accumulate(walls))
+    if any(len(column) != there for column in head) or not len(groups) == len(kinds) <= there:
+        raise ColumnsDamaged("columns of different lengths")
+    wall_ns = _sums(walls)
     reported_ns = [None if it is None else it + wall for it, wall in zip(reported, wall_ns, strict=True)]
     fields = _unpack_groups(kinds, kind_of, groups, (wall_ns, reported_ns))
     sequences = _sequences(source_of, steps)
@@ -131,7 +135,6 @@ def _unpack_layout(layout: Any, nonces: bytes) -> list[Place]:  # noqa: ANN401 -
             strict=True,
         )
     )
-    leaves = dict(gone)
     if any(not isinstance(leaf, bytes) or len(leaf) != HASH_SIZE for leaf in leaves.values()):
         raise ColumnsDamaged("a leaf hash is none")
     return [
@@ -141,6 +144,14 @@ def _unpack_layout(layout: Any, nonces: bytes) -> list[Place]:  # noqa: ANN401 -
 
 def _place(data: bytes) -> Place:
     return Place(data, leaf_hash(data))
+
+
+def _sums(values: Sequence[object]) -> list[int]:
+    """Each value with all before it. Sums of anything but integers would grow without bound."""
+    integers = [value for value in values if type(value) is int]
+    if len(integers) != len(values):
+        raise ColumnsDamaged("a difference is no integer")
+    return list(accumulate(integers))
 
 
 def _numbered(keys: Iterable[tuple[object, ...]]) -> tuple[list[tuple[object, ...]], list[int]]:
@@ -168,6 +179,8 @@ def _sequences(source_of: Sequence[int], steps: Sequence[int]) -> list[int]:
     last: dict[int, int] = {}
     sequences = []
     for source, step in zip(source_of, steps, strict=True):
+        if type(step) is not int:
+            raise ColumnsDamaged("a difference is no integer")
         last[source] = last.get(source, 0) + step
         sequences.append(last[source])
     return sequences
@@ -242,8 +255,10 @@ def _unpack_groups(
 def _unpack_column(best: int, values: Sequence[Value], times: _Times) -> Sequence[Value]:
     if best == 0:
         return values
-    differences = cast("Sequence[int]", values)
+    if len(values) != len(times[0]):
+        raise ColumnsDamaged("columns of different lengths")
     if best == _BEFORE:
-        return list(accumulate(differences))
+        return _sums(values)
+    differences = cast("Sequence[int]", values)
     origins = _ORIGINS[best](differences, times)
     return [difference + origin for difference, origin in zip(differences, origins, strict=True)]

@@ -1,6 +1,7 @@
 """Packed records come out again byte by byte, and nothing that anybody made up does harm."""
 
 import lzma
+import tracemalloc
 from contextlib import suppress
 from typing import Any
 
@@ -94,6 +95,8 @@ LAYOUTS: list[Any] = [
     [1, [[0, bytes(31)]], [], [], HEAD, []],
     [1, [[0, "leaf"]], [], [], HEAD, []],
     [1, [[7, bytes(32)]], [], [], HEAD, []],
+    [3, [[0, bytes(32)], [0, bytes(32)]], [["gw", 1]], [[1, 16, 0]], [[0], [5], [None], [0], [1], [0]], [[]]],
+    [2, [[7, bytes(32)]], [["gw", 1]], [[1, 16, 0]], [[0], [5], [None], [0], [1], [0]], [[]]],
     [1, [], [["gw", 1]], [[1, 16, 0]], [[0], [5], [None], [9], [1], [0]], [[]]],
     [1, [], [["gw", 1]], [[1, 16, 0]], [[9], [5], [None], [0], [1], [0]], [[]]],
     [1, [], [["gw"]], [[1, 16, 0]], [[0], [5], [None], [0], [1], [0]], [[]]],
@@ -110,6 +113,57 @@ def test_a_layout_that_contradicts_itself_is_refused(number: int) -> None:
     raw = msgpack.packb(LAYOUTS[number])
     with pytest.raises(ColumnsDamaged):
         unpack(lzma.compress(raw, format=lzma.FORMAT_RAW, filters=FILTERS) + bytes(NONCE_SIZE))
+
+
+MANY = 2000
+LONG = "x" * 3000
+GROWING: dict[str, list[Any]] = {
+    "more times than records": [
+        1,
+        [],
+        [["gw", 1]],
+        [[1, 16, 0]],
+        [[0], [1] * 10**5, [0], [0], [1], [0]],
+        [[]],
+    ],
+    "texts for times": [
+        MANY,
+        [],
+        [["gw", 1]],
+        [[1, 16, 0]],
+        [[0] * MANY, [LONG] * MANY, [None] * MANY, [0] * MANY, [1] * MANY, [0] * MANY],
+        [[]],
+    ],
+    "texts for differences": [
+        MANY,
+        [],
+        [["gw", 1]],
+        [[1, 16, 1]],
+        [[0] * MANY, [1] * MANY, [None] * MANY, [0] * MANY, [1] * MANY, [0] * MANY],
+        [[[1, [LONG] * MANY]]],
+    ],
+    "kinds of no record": [
+        1,
+        [],
+        [["gw", 1]],
+        [[1, 16, 0]] * 10**5,
+        [[0], [1], [0], [0], [1], [0]],
+        [[]] * 10**5,
+    ],
+}
+
+
+@pytest.mark.parametrize("case", GROWING)
+def test_what_would_grow_in_memory_is_refused_before_it_does(case: str) -> None:
+    packed = lzma.compress(msgpack.packb(GROWING[case]), format=lzma.FORMAT_RAW, filters=FILTERS)
+    layout_octets = 60 * 10**6
+    tracemalloc.start()
+    try:
+        with pytest.raises(ColumnsDamaged):
+            unpack(packed + bytes(NONCE_SIZE))
+        assert tracemalloc.get_traced_memory()[1] < layout_octets
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_bomb_does_not_go_off() -> None:
