@@ -171,12 +171,10 @@ class LogReader:
     @property
     def first_wall_ns(self) -> int | None:
         """The wall time of the first record, also when that is gone; None in an empty log."""
-        if self.size == 0:
-            return None
-        wall_ns = self._wall_ns(0)
-        if isinstance(wall_ns, int):
-            return wall_ns
-        segments = self._known_life().segments
+        row = self._connection.execute("SELECT wall_ns FROM log_records WHERE position = 0").fetchone()
+        if row is not None:
+            return int(row[0])
+        segments = self._known_life().segments  # Each `who` asks for it: no archive is opened.
         return segments[0].first_wall_ns if segments else None
 
     def wall_ns_at(self, position: int) -> int:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from eventlog.faults import Fault, FaultKind
 from eventlog.reading import Entry, LogReader
 from eventlog.record import Record
-from eventlog.segments import SEGMENT_TYPES, Life, SegmentError, Span
+from eventlog.segments import SEGMENT_TYPES, Life, Segment, SegmentError, Span
 from eventlog.shelf import Gap
 
 
@@ -56,6 +56,8 @@ class RemovalCheck:
     def handle_record(self, position: int, record: Record) -> Iterator[Fault]:
         """Take in a record of the log."""
         segment = self._believed.segment_at(position)
+        if segment is not None:
+            yield from _time_faults(segment, position, record)
         if segment is not None and segment.archive is not None:
             source = record.source
             key = source.name, source.incarnation
@@ -126,3 +128,12 @@ class RemovalCheck:
         for (name, incarnation), _ in sorted(found.items() ^ self._last_of.items())[:1]:
             detail = f"log_gone does not hold the last archived record of {name}, incarnation {incarnation}"
             yield Fault(None, FaultKind.REDACTION, detail)
+
+
+def _time_faults(segment: Segment, position: int, record: Record) -> Iterator[Fault]:
+    """Once its records are gone, moments are looked for between the times that a segment says."""
+    first, last = segment.span.first, segment.span.end - 1
+    for at, said_ns in ((first, segment.first_wall_ns), (last, segment.last_wall_ns)):
+        if position == at and record.wall_ns != said_ns:
+            detail = f"it says {said_ns} of the record at position {position}, which is of {record.wall_ns}"
+            yield Fault(segment.closed_at, FaultKind.SEGMENT, detail)

@@ -7,6 +7,7 @@ Rule 2: records of the log's own types (0 to 15) stay for ever: they are few, an
 Rule 3: nothing here reads a clock; now is an argument.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, Protocol
@@ -89,7 +90,8 @@ class Life:
 
     def segment_at(self, position: int) -> Segment | None:
         """The closed segment that a position lies in."""
-        return next((it for it in self.segments if position in it.span), None)
+        number = bisect_right(self.segments, position, key=lambda it: it.span.first) - 1
+        return self.segments[number] if number >= 0 and position in self.segments[number].span else None
 
     def apply(self, position: int, record: Record) -> Removal | None:
         """Take in the next record of SEGMENT_TYPES; returns what it removes. Raises SegmentError."""
@@ -118,8 +120,8 @@ class Life:
         return removal
 
     def _change(self, first: int, end: int, *, archive: bytes | None, pruned_at: int | None = None) -> None:
-        segment = next((it for it in self.segments if it.span == Span(first, end)), None)
-        if segment is None or segment.pruned_at is not None:
+        segment = self.segment_at(first)
+        if segment is None or segment.span != Span(first, end) or segment.pruned_at is not None:
             raise SegmentError(f"{Span(first, end)} are no closed segment, or are pruned already")
         self.segments[segment.number] = replace(segment, archive=archive, pruned_at=pruned_at)
 

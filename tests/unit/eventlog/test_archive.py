@@ -7,7 +7,7 @@ import msgpack
 import pytest
 
 from eventlog import merkle
-from eventlog.archive import Archive, ArchiveDamaged, Proofs, check_records, write_archive
+from eventlog.archive import RUN_RECORDS, Archive, ArchiveDamaged, Proofs, check_records, write_archive
 from eventlog.archive_check import check_archive
 from eventlog.checkpoint import make_checkpoint
 from eventlog.columns import RUN_LIMIT, Place
@@ -139,15 +139,15 @@ def test_peaks_that_fit_no_tree_are_refused(path: Path, tmp_path: Path) -> None:
 
 def test_runs_are_cut_where_groups_of_the_tree_end(tmp_path: Path) -> None:
     with Log.open(tmp_path / "log.sqlite") as log:
-        log.append(many_held(RUN_LIMIT + 500))
+        log.append(many_held(RUN_RECORDS + 100))
+        log.append([make_record(500 + at, (bytes(60_000),)) for at in range(90)])
         close_segment(log, 5, LATER_NS)
-        close_segment(log, RUN_LIMIT + 300, LATER_NS)
+        close_segment(log, log.size, LATER_NS)
         path = archive_segment(log, 1, LATER_NS)
     with Archive.open(path) as archive:
         ends = [run.first + run.count for run in archive.header.runs]
-        assert [end % 16 for end in ends[:-1]] == [0] * (len(ends) - 1)
-        assert len(ends) == 2
-        assert [position for position, _ in archive.read(4090, 4100)] == list(range(4090, 4100))
+        assert ends == [RUN_RECORDS, 432, 447]
+        assert [position for position, _ in archive.read(250, 260)] == list(range(250, 260))
 
 
 def test_an_archive_is_for_its_owner_only(path: Path) -> None:

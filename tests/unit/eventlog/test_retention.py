@@ -29,7 +29,7 @@ from eventlog.retention import (
     prune_segments,
     redact,
 )
-from eventlog.segments import SegmentPolicy
+from eventlog.segments import SegmentPolicy, Span, closed_fields
 from eventlog.shelf import Gap
 from eventlog.snapshot import Snapshot
 from eventlog.store import AppendFailed, Log, LogUnreadable
@@ -464,8 +464,8 @@ def test_a_damaged_archive_is_found_and_the_rest_is_read(log: Log, seed: int) ->
 
 def test_behind_a_damaged_run_of_an_archive_everything_is_checked_again(path: Path) -> None:
     with Log.open(path, projections=[Holders()]) as log:
-        log.append(many_held(9000))
-        close_segment(log, 8900, LATER_NS)
+        log.append(many_held(700))
+        close_segment(log, 650, LATER_NS)
         make_checkpoint(log, KEY, LATER_NS)
         (archive,) = archived(log, 0)
     data = bytearray(archive.read_bytes())
@@ -473,10 +473,20 @@ def test_behind_a_damaged_run_of_an_archive_everything_is_checked_again(path: Pa
     archive.write_bytes(data)
     with LogReader.open(path) as reader:
         report = check(reader)
-        assert [(it.position, it.kind) for it in report.faults] == [(4096, FaultKind.ARCHIVE)]
-        assert [str(gap.span) for gap in report.gone] == ["positions 4096 to 8191"]
+        assert [(it.position, it.kind) for it in report.faults] == [(256, FaultKind.ARCHIVE)]
+        assert [str(gap.span) for gap in report.gone] == ["positions 256 to 511"]
         assert report.checkpoints_checked == 1
-        assert report.records_checked == reader.size - 4096
+        assert report.records_checked == reader.size - 256
+
+
+@pytest.mark.parametrize("wrong", [(5, 0), (0, -5)])
+def test_a_segment_that_says_other_times_than_its_records_is_found(log: Log, wrong: tuple[int, int]) -> None:
+    first_ns, last_ns = START_NS + wrong[0], START_NS + 99 * SECOND_NS + wrong[1]
+    fields = closed_fields(Span(0, 100), log.root_at(100), first_ns, last_ns)
+    log.append([make_record(600, fields, kind=SEGMENT_CLOSED, name="log", wall_ns=LATER_NS)])
+    assert [(it.position, it.kind) for it in check(log).faults] == [(500, FaultKind.SEGMENT)]
+    archived(log, 0)
+    assert [(it.position, it.kind) for it in check(log).faults] == [(500, FaultKind.SEGMENT)]
 
 
 def test_another_logs_archive_is_not_taken_for_this_ones(log: Log, tmp_path: Path) -> None:
