@@ -39,11 +39,13 @@ class Role(enum.StrEnum):
     BOUND = "bound"
     INSTALLED = "put into the kernel"
     NAMED = "the user's name"
+    MENTIONED = "a name or an installation"
     REFUSED = "refused to another"
     ADDRESS = "the public address went"
     ORDERED = "an operator ended it"
     WITHDRAWN = "taken from the kernel"
     COUNTED = "refusals counted"
+    PERHAPS_END = "perhaps of its end"
     UNBOUND = "unbound"
     OUTAGE = "in doubt because of"
 
@@ -105,23 +107,39 @@ def _places(reader: LogReader, holding: Holding, doubts: tuple[Outage, ...]) -> 
 
 
 def _own(reader: LogReader, holding: Holding) -> Iterator[tuple[int, Role]]:
-    """The records that name the binding, wherever the tables remember them."""
-    rows = reader.query(
-        "SELECT bound_position, installed_position, named_position FROM bindings WHERE binding = :binding",
-        {"binding": holding.binding},
-    )
-    again = reader.query("SELECT position FROM mentions WHERE binding = ?", (holding.binding,))
-    refused = reader.query("SELECT position FROM refusals WHERE binding = ?", (holding.binding,))
-    positions = {cell for row in (*rows, *again, *refused) for cell in row if isinstance(cell, int)}
+    """The records that name the binding, wherever the tables remember them.
+
+    Of what can't be read, the tables say what it was.
+    """
+    known = dict(_known_places(reader, holding))
     if holding.unbound_position is not None:
         # Its withdrawal and the counts of its refusals are appended with its end, just before it.
-        positions.update(range(holding.unbound_position - 1 - len(refused), holding.unbound_position + 1))
-    for position in sorted(positions):
-        step = _step(reader, position, Role.BOUND)
-        if step.event is None:
-            yield position, Role.BOUND if position == holding.bound_position else Role.UNBOUND
-        elif getattr(step.event, "binding", None) == holding.binding and type(step.event) in _ROLES:
-            yield position, _ROLES[type(step.event)]
+        refused = sum(role is Role.REFUSED for role in known.values())
+        for position in range(holding.unbound_position - 1 - refused, holding.unbound_position):
+            known.setdefault(position, Role.PERHAPS_END)
+    for position, role in sorted(known.items()):
+        event = _step(reader, position, role).event
+        if event is None:
+            yield position, role
+        elif getattr(event, "binding", None) == holding.binding and type(event) in _ROLES:
+            yield position, _ROLES[type(event)]
+
+
+def _known_places(reader: LogReader, holding: Holding) -> Iterator[tuple[int, Role]]:
+    """Positions in the tables, and what each is of."""
+    asked = (holding.binding,)
+    statements = {
+        Role.NAMED: "SELECT named_position FROM bindings WHERE binding = ?",
+        Role.INSTALLED: "SELECT installed_position FROM bindings WHERE binding = ?",
+        Role.REFUSED: "SELECT position FROM refusals WHERE binding = ?",
+        Role.MENTIONED: "SELECT position FROM mentions WHERE binding = ?",
+        Role.BOUND: "SELECT bound_position FROM bindings WHERE binding = ?",
+        Role.UNBOUND: "SELECT unbound_position FROM bindings WHERE binding = ?",
+    }
+    for role, statement in statements.items():
+        for (position,) in reader.query(statement, asked):
+            if isinstance(position, int):
+                yield position, role
 
 
 def _before(reader: LogReader, holding: Holding) -> Iterator[tuple[int, Role]]:

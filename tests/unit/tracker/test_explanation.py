@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from eventlog.retention import archive_segment, close_segment, prune_segments, redact
 from tests.unit.tracker.life import Life, withdrawn
 from tests.unit.tracker.wire import ANN, BOB, OTHER_PUBLIC, PUBLIC, REFLECTOR, at, claim, opening
 from tracker.events import (
@@ -16,6 +17,7 @@ from tracker.events import (
     ServiceDefined,
 )
 from tracker.explanation import Explanation, Role, explain
+from tracker.projections import PROJECTIONS
 
 
 @pytest.fixture
@@ -135,3 +137,55 @@ def test_the_tables_know_the_places_and_nothing_is_searched(life: Life) -> None:
     assert len(explained(life, 2).steps) == 4
     life.log.connection_for_checks().set_trace_callback(None)
     assert len([it for it in statements if "log_records" in it]) < 30
+
+
+def whole_life(life: Life) -> None:
+    """Bound, installed, named, refused to another, named again, withdrawn; and Bob's on another service."""
+    life.say(2, claim(ANN))
+    life.say(2.1, BindingInstalled("gw", 1, 1, at(2.1).wall_ns))
+    life.say(2.2, HolderNamed("gw", 1, 1, "Ann"))
+    life.say(3, claim(BOB))
+    life.say(4, HolderNamed("gw", 1, 1, "Anna"))
+    life.say(5, claim(BOB, service="shared", peer=REFLECTOR))
+    life.say(6, withdrawn(1, 6))
+
+
+def places(life: Life) -> list[tuple[int, Role]]:
+    return [(step.position, step.role) for step in explained(life, 1).steps]
+
+
+def test_what_is_redacted_is_named_by_what_the_tables_know_of_it(life: Life) -> None:
+    whole_life(life)
+    before = places(life)
+    for position, role in before:
+        if role not in (Role.DEFINED, Role.SESSION):
+            redact(life.log, position, "asked for", at(9).wall_ns, projections=PROJECTIONS)
+    again = max(position for position, role in before if role is Role.NAMED)
+    less_known = {Role.WITHDRAWN: Role.PERHAPS_END, Role.COUNTED: Role.PERHAPS_END}
+    expected = [
+        (position, Role.MENTIONED if position == again else less_known.get(role, role))
+        for position, role in before
+    ]
+    assert places(life) == expected
+    unread = [step for step in explained(life, 1).steps if step.event is None]
+    assert len(unread) == 8
+    assert all("redacted" in (step.why_not or "") for step in unread)
+
+
+def test_an_explanation_reads_through_archives_and_says_what_was_pruned(life: Life) -> None:
+    whole_life(life)
+    before = explained(life, 1)
+    named = next(step.position for step in before.steps if step.role is Role.NAMED)
+    close_segment(life.log, named, at(9).wall_ns)
+    close_segment(life.log, life.log.size, at(9).wall_ns)
+    for number in (0, 1):
+        archive_segment(life.log, number, at(9).wall_ns)
+    assert explained(life, 1) == before
+    prune_segments(life.log, [0], "too old", at(9).wall_ns, projections=PROJECTIONS)
+    steps = explained(life, 1).steps
+    assert [(it.position, it.role) for it in steps] == [(it.position, it.role) for it in before.steps]
+    assert [it.event for it in steps if it.position >= named] == [
+        it.event for it in before.steps if it.position >= named
+    ]
+    assert {it.event for it in steps if it.position < named} == {None}
+    assert all("pruned" in (it.why_not or "") for it in steps if it.position < named)
