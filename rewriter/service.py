@@ -97,6 +97,7 @@ class Worker:
         self._look_ns = 0
         self._say_ns = 0
         self._said: dict[str, int] = {}
+        self._denied: str | None = None
         self._poller = zmq.Poller()
         self._client = TrackerClient.open(
             section.tracker or file.tracker.endpoint,
@@ -162,8 +163,16 @@ class Worker:
                 self._look_at_kernel()
 
     def _say_counters(self, now_ns: int) -> None:
-        """What was counted since the last time, at most once in ten seconds."""
-        if now_ns < self._say_ns or self._gateway.counters == self._said:
+        """What was counted since the last time and what the tracker has against us, once in ten seconds."""
+        if now_ns < self._say_ns:
+            return
+        if self._client.denied != self._denied:
+            self._denied, self._say_ns = self._client.denied, now_ns + SAY_EVERY_NS
+            log.warning(
+                "the tracker takes %s",
+                "our word again" if self._denied is None else f"nothing of us: {self._denied}",
+            )
+        if self._gateway.counters == self._said:
             return
         self._say_ns = now_ns + SAY_EVERY_NS
         changed = {

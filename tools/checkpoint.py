@@ -14,7 +14,7 @@ from tools.options import config_option, json_option, read_configuration
 from tools.output import print_json, print_line
 from tools.status import print_silence, why_silent
 from tracker.client import ask
-from tracker.messages import CheckpointMade, MakeCheckpoint, NoCheckpoint
+from tracker.messages import CheckpointMade, MakeCheckpoint, NoCheckpoint, NotAllowed
 from tracker.shapes import ProtocolError
 
 OPERATOR = "operator"
@@ -33,7 +33,7 @@ def command(config: Path | None, out: Path | None, timeout_s: float, *, as_json:
     Keep it where the log's owner cannot reach it: `porthold verify --against` shows what was changed since.
     Ends with 0 if there is one, with 1 if no tracker answers or it has no key.
     """
-    endpoint = read_configuration(config).tracker.endpoint
+    endpoint = read_configuration(config).tracker.operator_endpoint
     try:
         answer = ask(endpoint, OPERATOR, MakeCheckpoint(), timeout_s)
     except ProtocolError as error:
@@ -42,7 +42,7 @@ def command(config: Path | None, out: Path | None, timeout_s: float, *, as_json:
     match answer:
         case CheckpointMade(note=note):
             give(note, out, as_json=as_json)
-        case NoCheckpoint(reason):
+        case NoCheckpoint(reason) | NotAllowed(reason):
             print(f"No checkpoint: {reason}.", file=sys.stderr)
             sys.exit(1)
         case _:

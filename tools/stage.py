@@ -27,6 +27,7 @@ CONFIGURATION: Final = """\
 [tracker]
 endpoint = "ipc://{directory}/tracker.ipc"
 reader_endpoint = "ipc://{directory}/reader.ipc"
+operator_endpoint = "ipc://{directory}/operator.ipc"
 log = "{directory}/log.sqlite"
 
 [gateway]

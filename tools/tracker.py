@@ -14,7 +14,8 @@ from eventlog.checkpoint import CheckpointContradicted
 from eventlog.note import KeyUnusable
 from eventlog.store import AppendFailed, LogBusy, LogLocked, LogUnreadable
 from tracker.configuration import ConfigurationError, TrackerFile, load
-from tracker.server import EndpointUnusable, serve
+from tracker.doors import EndpointUnusable
+from tracker.server import serve
 
 
 @click.command("tracker")
@@ -38,6 +39,7 @@ def command(config: Path) -> None:
             "tracker.log",
             "tracker.endpoint",
             "tracker.reader_endpoint",
+            "tracker.operator_endpoint",
             "tracker.checkpoint_directory",
         )
         section = load(config, TrackerFile, writing=writing).tracker

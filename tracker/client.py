@@ -91,6 +91,11 @@ class TrackerClient:
         return len(self._conversation)
 
     @property
+    def denied(self) -> str | None:
+        """Why the tracker takes nothing of us; None: it does, or has not been heard yet."""
+        return self._conversation.denied
+
+    @property
     def room_for_claims(self) -> bool:
         """Whether a ClaimPort may be submitted; reports have a reserve."""
         return self._outbox.room_for_claims

@@ -11,12 +11,13 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from eventlog.note import VerifyingKey
 from tracker.events import Policy, PortRange, ServiceDefinition, Sharing
+from tracker.roles import Role
 
 PROTOCOLS: Final = {"tcp": 6, "udp": 17}
 IPC: Final = "ipc://"
@@ -76,6 +77,15 @@ def _ipc_endpoint(text: str) -> str:
     return text
 
 
+def _socket_mode(text: object) -> int:
+    if not isinstance(text, str) or not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ValueError(f"{text!r} is no file mode like '0660'")
+    mode = int(text, 8)
+    if mode & 0o111 or mode & 0o600 != 0o600:
+        raise ValueError(f"{text!r}: a socket is read and written, by its owner at least, like '0660'")
+    return mode
+
+
 def _absolute(path: Path) -> Path:
     if not path.is_absolute():
         raise ValueError(f"'{path}' is no absolute path")
@@ -91,6 +101,8 @@ def _public_key(text: object) -> VerifyingKey:
 Ports = Annotated[PortRange, PlainValidator(ports_from_text)]
 IPv4 = Annotated[bytes, PlainValidator(address_from_text)]
 Ipc = Annotated[str, AfterValidator(_ipc_endpoint)]
+SocketMode = Annotated[int, PlainValidator(_socket_mode)]
+GroupName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,31}$")]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 Seconds = Annotated[float, Field(strict=True, ge=0.1, le=86_400, allow_inf_nan=False)]
 Records = Annotated[int, Field(strict=True, ge=1, le=10**9)]
@@ -103,16 +115,33 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TrackerSection(Section):
-    """[tracker]: where it listens and keeps its log. `reader_endpoint` takes questions, no commands.
+class LocalSocket(NamedTuple):
+    """A socket on this machine, and who may use its file: `mode`, and the group it is given to."""
 
+    endpoint: str
+    mode: int
+    group: str | None
+
+
+class TrackerSection(Section):
+    """[tracker]: where it listens and keeps its log.
+
+    Each role has a socket on this machine: workers `endpoint`, readers `reader_endpoint`, operators
+    `operator_endpoint`; `…_mode` and `…_group` say which users may take that role.
     `signing_key`: the file of the private key that signs checkpoints; without it nothing of the log is
     protected. `previous_signing_key` vouches for it once, when it has taken that one's place.
     `verifying_keys`: the public keys that workers and `verify` believe.
     """
 
     endpoint: Ipc = "ipc:///run/porthold/tracker.ipc"
+    worker_mode: SocketMode = 0o600
+    worker_group: GroupName | None = None
     reader_endpoint: Ipc = "ipc:///run/porthold/reader.ipc"
+    reader_mode: SocketMode = 0o660
+    reader_group: GroupName | None = None
+    operator_endpoint: Ipc = "ipc:///run/porthold/operator.ipc"
+    operator_mode: SocketMode = 0o600
+    operator_group: GroupName | None = None
     log: AbsolutePath = Path("/var/lib/porthold/log.sqlite")
     lease_s: Seconds = 10.0
     alive_s: Seconds = 5.0
@@ -123,6 +152,16 @@ class TrackerSection(Section):
     checkpoint_every_records: Records = 1000
     checkpoint_every_s: Seconds = 60.0
     snapshot_every_records: Records = 10_000
+
+    def local_socket(self, role: Role) -> LocalSocket:
+        """Where this role is served on this machine."""
+        match role:
+            case Role.WORKER:
+                return LocalSocket(self.endpoint, self.worker_mode, self.worker_group)
+            case Role.READER:
+                return LocalSocket(self.reader_endpoint, self.reader_mode, self.reader_group)
+            case Role.OPERATOR:
+                return LocalSocket(self.operator_endpoint, self.operator_mode, self.operator_group)
 
 
 _FOR_CHECKPOINTS: Final = frozenset(
@@ -176,8 +215,7 @@ class TrackerFile(Section):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, reason) of what no single value shows; a subclass adds to it."""
-        if self.tracker.endpoint == self.tracker.reader_endpoint:
-            yield "tracker.reader_endpoint", "is the same as tracker.endpoint"
+        yield from _same_sockets(self.tracker)
         yield from _idle_settings(self.tracker)
         for name, section in self.services.items():
             yield from _service_problems(f"services.{name}", name, section)
@@ -236,6 +274,14 @@ def _service_problems(key: str, name: str, section: ServiceSection) -> Iterator[
         yield f"{key}.policy", f"{section.policy.value!r} is not supported yet, only 'first'"
     if section.sharing is not Sharing.EXCLUSIVE:
         yield f"{key}.sharing", f"{section.sharing.value!r} is not supported yet, only 'exclusive'"
+
+
+def _same_sockets(section: TrackerSection) -> Iterator[tuple[str, str]]:
+    seen: dict[str, str] = {}
+    for name in ("endpoint", "reader_endpoint", "operator_endpoint"):
+        first = seen.setdefault(getattr(section, name), name)
+        if first != name:
+            yield f"tracker.{name}", f"is the same as tracker.{first}"
 
 
 def _idle_settings(section: TrackerSection) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,8 @@
 Rule 1: a durable message is sent again, in order, until its answer is here: at least once. Rule 2: sequences
 are 1, 2, 3…, never given twice, never again from 1 within an incarnation. Rule 3: `acknowledged` never covers
 a message whose answer is still missing. Rule 4: bytes in, answers out; who sends says when it has sent.
+Rule 5: "not allowed" is no answer: the message stays, because what happened has happened, and a key can be
+mended.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,6 +16,7 @@ from tracker.instant import Instant
 from tracker.messages import (
     AGE_UNKNOWN_MS,
     Durable,
+    NotAllowed,
     OutboxSuperseded,
     ReplyBody,
     Request,
@@ -69,6 +72,8 @@ class Conversation:
         self.incarnation = incarnation
         self.next_sequence = next_sequence
         self.renumbered = False
+        self.denied: str | None = None
+        """Why the tracker takes nothing of us, by its last word; None: it does."""
         self._pending = dict(pending)
         self._rewound: tuple[int, int] = (0, 0)
 
@@ -124,7 +129,11 @@ class Conversation:
             case OutboxSuperseded(incarnation):
                 self._superseded(incarnation)
                 return None
+            case NotAllowed(reason):
+                self.denied = reason
+                return None
             case _:
+                self.denied = None
                 return self._matched(reply.sequence, reply.body)
 
     def _matched(self, sequence: int, body: ReplyBody) -> Answer | None:

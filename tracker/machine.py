@@ -6,7 +6,8 @@ append fails, this machine's state is a lie and must go. Rule 3: the messages of
 order of their sequence, each once; a repeat gets the bytes of the first answer. Rule 4: what can never come
 any more is said in a record (RecordsMissed), what may still come is asked for (ResendFrom). Rule 5: frames
 that are no messages are counted and dropped, whatever is in them. Rule 6: every worker that is heard gets
-each checkpoint; who signs it and keeps it is not known here.
+each checkpoint; who signs it and keeps it is not known here. Rule 7: what its caller may not say (roles.py)
+changes nothing but a counter.
 """
 
 from collections import Counter
@@ -41,11 +42,11 @@ from tracker.messages import (
     Heartbeat,
     MakeCheckpoint,
     NoCheckpoint,
+    NotAllowed,
     OutboxSuperseded,
     Place,
     PortFound,
     Protection,
-    Question,
     Reply,
     ReplyBody,
     Request,
@@ -70,6 +71,7 @@ from tracker.ownership import (
     Stop,
     WasAway,
 )
+from tracker.roles import Caller, refusal
 from tracker.shapes import ProtocolError, unpack
 
 Peer = Hashable
@@ -265,23 +267,25 @@ class Machine:
         self._answers.clear()
         return batch
 
-    def receive(self, peer: Peer, frame: bytes, now: Instant, *, only_reading: bool = False) -> None:
-        """Takes a frame; `only_reading`: whoever sent it may ask, not command."""
+    def receive(self, peer: Peer, frame: bytes, now: Instant, caller: Caller) -> None:
+        """Takes a frame of `caller`, whose answers go to `peer`."""
         if now != self._now:
             self.pass_time(now)
         try:
             request = decode_request(frame)
-            if only_reading and not isinstance(request.body, Question):
-                raise ProtocolError("role", f"a reader sent {type(request.body).__name__}")
         except ProtocolError as error:
             self.drop(error)
             return
-        if not self._answered_at_once(peer, request, now):
+        if (refused := refusal(caller, request)) is not None:
+            self.counters[f"refused: {refused.objection}"] += 1
+            self._send(peer, request, NotAllowed(refused.reason))
+            return
+        if not self._answered_at_once(peer, request, now, caller):
             self._from_worker(peer, request, now)
         self._give_orders()
 
-    def _answered_at_once(self, peer: Peer, request: Request, now: Instant) -> bool:
-        """Whether it was a question or an order, which anybody may have who may use the socket."""
+    def _answered_at_once(self, peer: Peer, request: Request, now: Instant, caller: Caller) -> bool:
+        """Whether it was a question or an order, which needs no place in an order."""
         match request.body:
             case GetStatus():
                 self._send(peer, request, self._status(now))
@@ -294,13 +298,13 @@ class Machine:
             case FindPort():
                 self._send(peer, request, self._find_port(request.body))
             case body if isinstance(body, Order):
-                self._order(peer, request, body, now)
+                self._order(peer, request, FromOperator(caller.name, body), now)
             case _:
                 return False
         return True
 
-    def _order(self, peer: Peer, request: Request, order: Order, now: Instant) -> None:
-        decision = self._decide(FromOperator(request.worker, order), now)
+    def _order(self, peer: Peer, request: Request, command: FromOperator, now: Instant) -> None:
+        decision = self._decide(command, now)
         if decision.events:
             self._log(decision.events, TRACKER, self.state.run, self._next_own(), now)
         self._reply(peer, request, decision)

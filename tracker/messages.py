@@ -311,6 +311,13 @@ class NoCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class NotAllowed:
+    """Whoever sent it may not: nothing was taken of it. A worker keeps the message; the key may yet come."""
+
+    reason: Text
+
+
+@dataclass(frozen=True, slots=True)
 class Protection:
     """`key`: of whoever signs here, its public half; `size`: the last checkpoint is over so many records.
 
@@ -401,8 +408,6 @@ Durable = OpenSession | CloseSession | ClaimPort | Report
 """Kept in the outbox until answered; sequence 1, 2, 3…"""
 Volatile = Heartbeat | GetStatus | GetCheckpoint | FindPort | MakeCheckpoint | Order
 """Sent once, with sequence 0."""
-Question = GetStatus | GetCheckpoint | FindPort
-"""Changes nothing: a reader may ask it."""
 Body = Durable | Volatile
 ReplyBody = (
     SessionGranted
@@ -420,6 +425,7 @@ ReplyBody = (
     | NoCheckpoint
     | PortFound
     | OrderReply
+    | NotAllowed
 )
 
 REQUEST_KINDS: Final[dict[int, type[Body]]] = {
@@ -459,6 +465,7 @@ REPLY_KINDS: Final[dict[int, type[ReplyBody]]] = {
     25: Status,
     26: CheckpointMade,
     27: NoCheckpoint,
+    28: NotAllowed,
     30: PortFound,
     40: OrderTaken,
     41: OrderRefused,

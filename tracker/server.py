@@ -8,20 +8,18 @@ is folded from its first record, and that is said.
 """
 
 import logging
-import os
 import platform
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, TypeVar
 
 import zmq
 
-from eventlog.lock import WriterLock
 from eventlog.reading import RecordsGone
 from eventlog.record import NONCE_SIZE, Record
 from eventlog.snapshot import Snapshot, SnapshotDamaged
@@ -29,10 +27,10 @@ from eventlog.store import Answer, Forget, Log, LogBusy, LogUnreadable
 from tracker import image
 from tracker.audit import ALIVE, alive_note, alive_ns
 from tracker.clock import read_clock
-from tracker.configuration import IPC, TrackerSection
+from tracker.configuration import TrackerSection
+from tracker.doors import Door, Peer, Socket, local_doors
 from tracker.instant import Instant
 from tracker.machine import Batch, Machine, no_proof
-from tracker.messages import REQUEST_LIMIT
 from tracker.notary import Notary
 from tracker.ownership import State
 from tracker.projections import PROJECTIONS
@@ -41,21 +39,17 @@ from tracker.shapes import ProtocolError
 LOGGER: Final = logging.getLogger(__name__)
 _BURST: Final = 512
 """Frames of one socket in one round: more wait for the next batch."""
+_NOISE: Final = ("garbage", "refused")
+"""How the names of those counters begin that are worth a warning."""
 _NOISE_NS: Final = 10_000_000_000
-_LINGER_MS: Final = 500
 _FAREWELL_S: Final = 0.2
 _POLL_NS: Final = 500_000_000
 _AWAY_NS: Final = 1_000_000_000
 """Longer from one poll to the next, and we have not been listening."""
 
 Done = TypeVar("Done")
-Socket = zmq.Socket[bytes]
 Round = dict[Socket | int, int]
 """What a poll has found: sockets, and the descriptor that says stop."""
-
-
-class EndpointUnusable(Exception):
-    """No socket can be made there."""
 
 
 class Server:
@@ -67,13 +61,13 @@ class Server:
         log: Log,
         notary: Notary | None,
         machine: Machine,
-        sockets: dict[Socket, bool],
+        doors: Sequence[Door],
     ) -> None:
         self._section = section
         self._log = log
         self._notary = notary
         self._machine = machine
-        self._sockets = sockets
+        self._doors = doors
         self._snapshot_size = max((it.size for it in log.snapshots(image.NAME)), default=0)
         self._alive_every_ns = round(section.alive_s * 1e9)
         self._alive_due_ns = 0
@@ -84,7 +78,7 @@ class Server:
     def run(self, stop: int) -> None:
         """Serves until the file descriptor `stop` is readable. AppendFailed: the caller ends the process."""
         poller = zmq.Poller()
-        for source in (*self._sockets, stop):
+        for source in (*(door.socket for door in self._doors), stop):
             poller.register(source, zmq.POLLIN)
         now = read_clock()
         self._listened_ns = now.monotonic_ns
@@ -133,9 +127,9 @@ class Server:
             # The heartbeats of that time wait in the socket, perhaps behind somebody's OpenSession.
             self._machine.was_away(away_ns, now)
         self._machine.pass_time(now)
-        for socket, only_reading in self._sockets.items():
-            if socket in found:
-                self._drain(socket, now, only_reading=only_reading)
+        for door in self._doors:
+            if door.socket in found:
+                self._drain(door, now)
         self._commit(now)
         self._say_noise(now)
         return found
@@ -147,16 +141,15 @@ class Server:
         due_ns = due_ns if lease_ns is None else min(due_ns, lease_ns)
         return max(0, -((now_ns - due_ns) // 1_000_000))
 
-    def _drain(self, socket: Socket, now: Instant, *, only_reading: bool) -> None:
+    def _drain(self, door: Door, now: Instant) -> None:
         for _ in range(_BURST):
-            try:
-                identity, *parts = socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            arrival = door.receive()
+            if arrival is None:
                 return
-            if len(parts) == 1:
-                self._machine.receive((socket, identity), parts[0], now, only_reading=only_reading)
+            if len(arrival.parts) == 1:
+                self._machine.receive(arrival.peer, arrival.parts[0], now, arrival.caller)
             else:
-                self._machine.drop(ProtocolError("parts", f"{len(parts)} instead of one"))
+                self._machine.drop(ProtocolError("parts", f"{len(arrival.parts)} instead of one"))
 
     def _commit(self, now: Instant) -> None:
         batch = self._machine.take()
@@ -201,16 +194,17 @@ class Server:
     @staticmethod
     def _send(batch: Batch) -> None:
         for peer, frame in batch.frames:
-            _send(peer, frame)
+            if not isinstance(peer, Peer):
+                raise TypeError(f"no peer: {peer!r}")
+            peer.door.send(peer.identity, frame)
 
     def _say_noise(self, now: Instant) -> None:
         if now.monotonic_ns < self._noise_due_ns:
             return
         counters = self._machine.counters
-        noise = Counter({name: counters[name] for name in counters if name.startswith("garbage")})
+        noise = Counter({name: counters[name] for name in counters if name.startswith(_NOISE)})
         if fresh := noise - self._noise:
-            said = ", ".join(f"{name.removeprefix('garbage: ')} {count}" for name, count in fresh.items())
-            LOGGER.warning("dropped frames that are no messages: %s", said)
+            LOGGER.warning("not taken: %s", ", ".join(f"{name} {count}" for name, count in fresh.items()))
             self._noise, self._noise_due_ns = noise, now.monotonic_ns + _NOISE_NS
 
 
@@ -225,11 +219,8 @@ def serve(section: TrackerSection, stop: int) -> None:
         notary = Notary.open(section, log, read_clock())
         machine = _recovered(section, log, notary)
         context = stack.enter_context(zmq.Context())
-        sockets = {
-            stack.enter_context(_bound(context, section.endpoint, 0o600)): False,
-            stack.enter_context(_bound(context, section.reader_endpoint, 0o660)): True,
-        }
-        Server(section, log, notary, machine, sockets).run(stop)
+        doors = stack.enter_context(local_doors(context, section))
+        Server(section, log, notary, machine, doors).run(stop)
 
 
 def boot_identity() -> str:
@@ -279,29 +270,6 @@ def _records(log: Log, first: int) -> Iterator[Record]:
         raise LogUnreadable(f"{log.path}: no state can be made: {error}") from error
 
 
-@contextmanager
-def _bound(context: zmq.Context[Socket], endpoint: str, mode: int) -> Iterator[Socket]:
-    # libzmq would silently take a living tracker's socket away: its lock says whether there is one.
-    path = Path(endpoint.removeprefix(IPC))
-    lock = WriterLock(path)
-    socket = context.socket(zmq.ROUTER)
-    try:
-        socket.set(zmq.MAXMSGSIZE, 16 * REQUEST_LIMIT)  # up to here we count it, beyond libzmq hangs up
-        socket.set(zmq.LINGER, _LINGER_MS)
-        umask = os.umask(0o777 & ~mode)
-        try:
-            socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            raise EndpointUnusable(f"{endpoint}: {error.strerror}") from error
-        finally:
-            os.umask(umask)
-        yield socket
-    finally:
-        socket.close()
-        path.unlink(missing_ok=True)
-        lock.release()
-
-
 def _patiently(write: Callable[[], Done]) -> Done:
     """What `write` gives, once nobody else holds the log's write lock."""
     while True:
@@ -309,12 +277,3 @@ def _patiently(write: Callable[[], Done]) -> Done:
             return write()
         except LogBusy as error:
             LOGGER.warning("%s; nobody is answered until it is free", error)
-
-
-def _send(peer: object, frame: bytes) -> None:
-    match peer:
-        case (zmq.Socket() as socket, bytes(identity)):
-            # A peer that is gone, or does not read, loses it: the worker asks again.
-            socket.send_multipart([identity, frame], zmq.NOBLOCK)
-        case _:
-            raise TypeError(f"no peer: {peer!r}")

@@ -142,6 +142,7 @@ def measure_start(path: Path) -> None:
     config = work / "porthold.toml"
     config.write_text(
         f'[tracker]\nlog = "{path}"\nendpoint = "ipc://{work}/t"\nreader_endpoint = "ipc://{work}/r"\n'
+        f'operator_endpoint = "ipc://{work}/o"\n'
     )
     for _ in range(3):
         begun = time.monotonic()

@@ -40,6 +40,7 @@ class Place:
         self.log = directory / "log.sqlite"
         self.endpoint = f"ipc://{directory}/tracker.ipc"
         self.reader_endpoint = f"ipc://{directory}/reader.ipc"
+        self.operator_endpoint = f"ipc://{directory}/operator.ipc"
         self.configuration = directory / "porthold.toml"
         self.process: subprocess.Popen[str] | None = None
         self.write_configuration()
@@ -49,7 +50,8 @@ class Place:
         more = "".join(f"{name} = {json.dumps(value, default=str)}\n" for name, value in settings.items())
         self.configuration.write_text(
             f'[tracker]\nlog = "{self.log}"\nendpoint = "{self.endpoint}"\n'
-            f'reader_endpoint = "{self.reader_endpoint}"\nalive_s = 0.2\n{more}'
+            f'reader_endpoint = "{self.reader_endpoint}"\n'
+            f'operator_endpoint = "{self.operator_endpoint}"\nalive_s = 0.2\n{more}'
         )
 
     def begin(self) -> subprocess.Popen[str]:

@@ -24,7 +24,14 @@ from tracker.clock import read_clock
 from tracker.events import KeyChanged, SnapshotTaken, TrackerStarted, TrackerStopped
 from tracker.image import Fold
 from tracker.keeper import EVIDENCE
-from tracker.messages import CheckpointMade, GetCheckpoint, MakeCheckpoint, NoCheckpoint, Protection
+from tracker.messages import (
+    CheckpointMade,
+    GetCheckpoint,
+    MakeCheckpoint,
+    NoCheckpoint,
+    NotAllowed,
+    Protection,
+)
 from tracker.projections import PROJECTIONS
 
 NAME = "log.example/gateway-1"
@@ -85,7 +92,9 @@ def test_a_log_with_a_key_begins_with_it_and_without_one_nothing_is_protected(
 ) -> None:
     place.start()
     assert place.status().protection is None
-    assert ask(place.endpoint, "operator", MakeCheckpoint(), 5) == NoCheckpoint("no key signs this log")
+    assert ask(place.operator_endpoint, "operator", MakeCheckpoint(), 5) == NoCheckpoint(
+        "no key signs this log"
+    )
     code, said = place.kill(signal.SIGTERM)
     assert (code, "nothing protects this log" in said) == (0, True)
     assert audit(place).unprotected == audit(place).size
@@ -167,10 +176,10 @@ def test_a_reader_may_have_the_checkpoint_and_not_order_one(place: Place, key: V
     configure(place, **NEVER)
     place.start()
     assert ask(place.reader_endpoint, "reader", GetCheckpoint(0), 5) == NoCheckpoint("none is made yet")
-    assert ask(place.reader_endpoint, "reader", MakeCheckpoint(), 0.2) is None
-    made = ask(place.endpoint, "operator", MakeCheckpoint(), 5)
+    assert isinstance(ask(place.reader_endpoint, "reader", MakeCheckpoint(), 5), NotAllowed)
+    made = ask(place.operator_endpoint, "operator", MakeCheckpoint(), 5)
     assert ask(place.reader_endpoint, "reader", GetCheckpoint(0), 5) == made
-    assert {it.name: it.value for it in place.status().counters} == {"garbage: role": 1}
+    assert {it.name: it.value for it in place.status().counters} == {"refused: role": 1}
 
 
 def test_a_clean_stop_leaves_nothing_unprotected(place: Place, key: VerifyingKey) -> None:
@@ -550,7 +559,7 @@ def test_the_private_key_file_is_what_keys_log_makes(place: Place) -> None:
     assert str(read_key_file(place.directory / "made").verifying_key) == made.stdout.strip()
     configure(place, "made", **NEVER)
     place.start()
-    ordered = ask(place.endpoint, "operator", MakeCheckpoint(), 5)
+    ordered = ask(place.operator_endpoint, "operator", MakeCheckpoint(), 5)
     assert isinstance(ordered, CheckpointMade)
     report = audit(place, VerifyingKey.parse(made.stdout.strip()), against=(ordered.note,))
     assert (report.clean, report.unprotected) == (True, 0)

@@ -32,11 +32,20 @@ from tracker.events import (
 )
 from tracker.messages import (
     Acknowledged,
+    Body,
     ClaimGranted,
     Durable,
+    GetStatus,
     Heartbeat,
+    MakeCheckpoint,
+    NoCheckpoint,
+    NotAllowed,
+    ReplyBody,
     Request,
     SessionGranted,
+    Status,
+    Volatile,
+    decode_reply,
     encode_request,
 )
 
@@ -215,7 +224,7 @@ def test_garbage_is_counted_and_dropped_while_others_are_served(place: Place) ->
     client.close()
     code, said = place.kill(signal.SIGTERM)
     assert code == 0
-    assert said.count("dropped frames") <= 2
+    assert said.count("not taken") <= 2
     place.check()
 
 
@@ -309,19 +318,76 @@ def test_a_second_tracker_on_the_same_log_is_refused_and_told_who_has_it(place: 
     assert place.status().run == 1
 
 
-def test_the_commanding_socket_is_its_owner_s_alone_and_the_reading_one_takes_no_command(
-    place: Place,
-) -> None:
-    place.start()
-    assert (place.directory / "tracker.ipc").stat().st_mode & 0o777 == 0o600
-    assert (place.directory / "reader.ipc").stat().st_mode & 0o777 == 0o660
+def said_by(endpoint: str, *bodies: Body) -> list[ReplyBody]:
+    """What each is answered that somebody called w1 says at this endpoint."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as raw:
         raw.set(zmq.LINGER, 0)
-        raw.connect(place.reader_endpoint)
-        raw.send(encode_request(Request("w1", 7, 1, 0, 0, 5, opening())))
-        assert not raw.poll(300)
-    assert {it.name: it.value for it in place.status().counters}["garbage: role"] == 1
-    assert place.status().sessions == ()
+        raw.connect(endpoint)
+        answered = []
+        for body in bodies:
+            sequence = 0 if isinstance(body, Volatile) else 1
+            raw.send(encode_request(Request("w1", 7, sequence, 0, 0, 5, body)))
+            assert raw.poll(20_000)
+            answered.append(decode_reply(raw.recv()).body)
+        return answered
+
+
+def test_each_role_has_a_socket_of_its_own_mode_and_what_others_say_there_is_refused(place: Place) -> None:
+    place.write_configuration(operator_mode="0660", operator_group="daemon")
+    place.start()
+    modes = {path.stem: path.stat().st_mode & 0o777 for path in place.directory.glob("*.ipc")}
+    assert modes == {"tracker": 0o600, "reader": 0o660, "operator": 0o660}
+    assert (place.directory / "operator.ipc").group() == "daemon"
+    asked, ordered, commanded = GetStatus(), MakeCheckpoint(), opening()
+    status, refused, not_opened = said_by(place.reader_endpoint, asked, ordered, commanded)
+    assert isinstance(status, Status)
+    assert refused == NotAllowed("MakeCheckpoint is for operator, unix:0 is reader")
+    assert not_opened == NotAllowed("OpenSession is for worker, unix:0 is reader")
+    status, refused, not_opened = said_by(place.operator_endpoint, asked, ordered, commanded)
+    assert isinstance(status, Status)
+    assert refused == NoCheckpoint("no key signs this log")
+    assert not_opened == NotAllowed("OpenSession is for worker, unix:0 is operator")
+    opened, refused, not_told = said_by(place.endpoint, commanded, ordered, asked)
+    assert isinstance(opened, SessionGranted)
+    assert refused == NotAllowed("MakeCheckpoint is for operator, unix:0 is worker")
+    assert not_told == NotAllowed("GetStatus is for operator and reader, unix:0 is worker")
+    assert {it.name: it.value for it in place.status().counters}["refused: role"] == 5
+    code, said = place.kill(signal.SIGTERM)
+    assert (code, said.count("not taken: refused: role")) == (0, 1)
+    assert sum(isinstance(event, SessionOpened) for event in place.events()) == 1
+
+
+def test_a_dead_tracker_s_sockets_are_made_anew_and_what_is_no_socket_stays(place: Place) -> None:
+    place.start()
+    place.kill()
+    assert (place.directory / "operator.ipc").is_socket()
+    place.start()
+    place.kill(signal.SIGTERM)
+    (place.directory / "operator.ipc").write_text("precious")
+    _, said = place.begin().communicate(timeout=20)
+    assert "operator.ipc is there, and is no socket" in said
+    assert (place.directory / "operator.ipc").read_text() == "precious"
+
+
+def test_a_socket_where_others_could_put_theirs_is_refused(place: Place) -> None:
+    place.directory.chmod(0o777)
+    refused = place.begin()
+    _, said = refused.communicate(timeout=20)
+    assert refused.returncode == 2
+    assert f"mend it: chmod go-w {place.directory}" in said
+
+
+def test_a_second_tracker_at_the_same_sockets_is_refused(place: Place) -> None:
+    place.start()
+    first = place.process
+    assert first is not None
+    place.log = place.directory / "other.sqlite"
+    place.write_configuration()
+    second = place.begin()
+    _, said = second.communicate(timeout=20)
+    assert second.returncode == 2
+    assert f"tracker.ipc is the socket of process {first.pid}" in said
+    assert place.status().run == 1
 
 
 @pytest.mark.parametrize("text", ['[tracker]\nlog = "relative"', "[tracker]\nnonsense = 1"])

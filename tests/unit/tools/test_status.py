@@ -34,6 +34,7 @@ def section_in(directory: Path) -> TrackerSection:
     return TrackerSection(
         endpoint=f"ipc://{directory}/tracker.ipc",
         reader_endpoint=f"ipc://{directory}/reader.ipc",
+        operator_endpoint=f"ipc://{directory}/operator.ipc",
         log=directory / "log.sqlite",
     )
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from eventlog.store import Answer as StoredAnswer
 from eventlog.store import Log
-from tests.unit.tracker.wire import SECOND_NS, at, counting
+from tests.unit.tracker.wire import SECOND_NS, WORKER, at, counting
 from tracker.audit import Finding, Holder, Nobody, Unknown, who
 from tracker.events import BindingWithdrawn, Ending
 from tracker.instant import Instant
@@ -54,7 +54,7 @@ class Life:
         sequence = 0 if isinstance(body, Heartbeat) else self.sequence
         seen = max(0, sequence - 1) if self.acknowledged is None else self.acknowledged
         request = Request("w1", self.incarnation, sequence, seen, 0, now.wall_ns, body)
-        self.machine.receive("peer", encode_request(request), now)
+        self.machine.receive("peer", encode_request(request), now, WORKER)
         self.flush()
 
     def beat(self, since: int, until: int, epoch: int = 1, step_s: float = 0) -> None:

@@ -10,6 +10,7 @@ from tracker.messages import (
     AGE_UNKNOWN_MS,
     Acknowledged,
     Heartbeat,
+    NotAllowed,
     Reply,
     ReplyBody,
     Request,
@@ -123,3 +124,14 @@ def test_a_heartbeat_has_no_sequence(talk: Conversation) -> None:
 def test_an_answer_that_is_none_is_a_protocol_error(talk: Conversation) -> None:
     with pytest.raises(ProtocolError):
         talk.receive(b"\xc0", at(0))
+
+
+def test_what_is_not_allowed_stays_and_is_said_again_until_it_is(talk: Conversation) -> None:
+    talk.submit(claim(ANN), at(0))
+    assert sequences(talk, at(0)) == [1]
+    assert talk.receive(answered(1, NotAllowed("w1 speaks for gw, not for gw2")), at(0.1)) is None
+    assert (len(talk), talk.denied) == (1, "w1 speaks for gw, not for gw2")
+    assert sequences(talk, at(0.5)) == []
+    assert sequences(talk, at(1)) == [1]
+    assert talk.receive(answered(1, Acknowledged()), at(1.1)) is not None
+    assert (len(talk), talk.denied) == (0, None)

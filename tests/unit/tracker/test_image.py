@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from eventlog.record import Record, Source
 from eventlog.snapshot import Snapshot, StateFold
 from tests.unit.tracker.test_ownership import commands
-from tests.unit.tracker.wire import ANN, BOB, REFLECTOR, at, claim, counting, opening
+from tests.unit.tracker.wire import ANN, BOB, REFLECTOR, WORKER, at, claim, counting, opening, operator
 from tracker import image
 from tracker.events import HolderNamed, Restraint
 from tracker.image import Fold, Memory
@@ -68,9 +68,11 @@ class Play:
     def do(self, command: Command, now: Instant) -> list[bytes]:
         match command:
             case FromWorker(worker, body, age_ms):
-                self.machine.receive("peer", self.request(worker, body, age_ms), now)
+                self.machine.receive("peer", self.request(worker, body, age_ms), now, WORKER)
             case FromOperator(by, order):
-                self.machine.receive("peer", encode_request(Request(by, 0, 0, 0, 0, 5, order)), now)
+                self.machine.receive(
+                    "peer", encode_request(Request("o", 0, 0, 0, 0, 5, order)), now, operator(by)
+                )
             case PassTime():
                 self.machine.pass_time(now)
             case _:
@@ -147,7 +149,7 @@ def test_the_state_from_a_snapshot_is_the_folded_state_and_so_is_all_that_follow
             if frame is None:
                 machine.pass_time(at(passed))
             else:
-                machine.receive("peer", frame, at(passed))
+                machine.receive("peer", frame, at(passed), WORKER)
         assert restored.take() == folded.take()
 
 
@@ -171,7 +173,7 @@ def test_the_same_records_give_the_same_image_whether_lived_through_or_folded(
 
 def test_a_snapshot_of_what_is_not_appended_yet_is_refused() -> None:
     play = Play()
-    play.machine.receive("peer", play.request("w1", opening(), 0), at(1))
+    play.machine.receive("peer", play.request("w1", opening(), 0), at(1), WORKER)
     with pytest.raises(RuntimeError, match="not appended"):
         play.machine.snapshot(at(1), ROOT)
 

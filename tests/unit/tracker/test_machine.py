@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from eventlog.record import Record
 from eventlog.snapshot import snapshot_fields
-from tests.unit.tracker.wire import ANN, BOB, SECOND_NS, at, claim, counting, opening
+from tests.unit.tracker.wire import ANN, BOB, READER, SECOND_NS, WORKER, at, claim, counting, opening, speaker
 from tracker.conversation import Answer, Conversation, OutboxOutdated, inherited
 from tracker.events import (
     BindingWithdrawn,
@@ -43,6 +43,7 @@ from tracker.messages import (
     HeartbeatAcknowledged,
     MakeCheckpoint,
     NoCheckpoint,
+    NotAllowed,
     OutboxSuperseded,
     PortFound,
     Protection,
@@ -126,7 +127,7 @@ class Talk:
         age_ms: int = 0,
     ) -> list[Reply]:
         request = Request(worker, incarnation, sequence, acknowledged, age_ms, 5, body)
-        self.machine.receive("peer", encode_request(request), at(seconds))
+        self.machine.receive("peer", encode_request(request), at(seconds), speaker(body, worker))
         return self.flush()
 
 
@@ -160,8 +161,8 @@ def test_a_repeat_gets_the_first_answer_again_and_no_record(talk: Talk, restart:
 
 def test_a_repeat_within_the_same_batch_gets_the_first_answer_again(talk: Talk) -> None:
     frame = encode_request(Request("w1", 7, 2, 0, 0, 5, claim(ANN)))
-    talk.machine.receive("one", frame, at(2))
-    talk.machine.receive("two", frame, at(2))
+    talk.machine.receive("one", frame, at(2), WORKER)
+    talk.machine.receive("two", frame, at(2), WORKER)
     batch = talk.machine.take()
     assert [peer for peer, _ in batch.frames] == ["one", "two"]
     assert batch.frames[0][1] == batch.frames[1][1]
@@ -240,7 +241,7 @@ def test_the_tracker_s_own_records_have_a_source_of_their_own_in_each_run(talk: 
 def test_garbage_is_counted_by_place_and_the_next_frame_is_served(talk: Talk) -> None:
     request = encode_request(Request("w1", 7, 2, 0, 0, 5, claim(ANN)))
     for frame in (b"", b"\xff" * 99, request[:-1], b"\x00" * 70_000, request[:1] + b"\x02" + request[2:]):
-        talk.machine.receive("noise", frame, at(2))
+        talk.machine.receive("noise", frame, at(2), WORKER)
     assert talk.flush() == []
     assert talk.machine.counters["garbage: frame"] == 4
     assert talk.machine.counters["garbage: version"] == 1
@@ -250,15 +251,15 @@ def test_garbage_is_counted_by_place_and_the_next_frame_is_served(talk: Talk) ->
 def test_a_reader_asks_and_does_not_command(talk: Talk) -> None:
     for body, sequence in ((GetStatus(), 0), (claim(ANN), 2)):
         frame = encode_request(Request("w1", 7, sequence, 0, 0, 5, body))
-        talk.machine.receive("reader", frame, at(2), only_reading=True)
-    (reply,) = talk.flush()
-    status = reply.body
+        talk.machine.receive("reader", frame, at(2), READER)
+    status, refused = (reply.body for reply in talk.flush())
+    assert refused == NotAllowed("ClaimPort is for worker, unix:1000 is reader")
     assert isinstance(status, Status)
     assert [(it.gateway, it.epoch, it.lost, it.lease_left_ms) for it in status.sessions] == [
         ("gw", 1, False, 9000)
     ]
     assert (status.records, status.run) == (len(talk.disk.records), 1)
-    assert talk.machine.counters["garbage: role"] == 1
+    assert talk.machine.counters["refused: role"] == 1
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------
@@ -309,7 +310,7 @@ def test_a_worker_that_is_heard_from_another_place_gets_the_latest_checkpoint(si
     signing.flush()
     frame = encode_request(Request("w1", 7, 0, 0, 0, 5, Heartbeat("gw", 1, 1)))
     for peer in ("elsewhere", "elsewhere"):
-        signing.machine.receive(peer, frame, at(2))
+        signing.machine.receive(peer, frame, at(2), WORKER)
     answer = ("elsewhere", 0, HeartbeatAcknowledged("gw", 1, 1, 10_000))
     assert told(signing) == [answer, ("elsewhere", 0, CheckpointMade(b"note", 0, ())), answer]
 
@@ -342,9 +343,9 @@ def test_an_order_waits_for_its_checkpoint_and_is_refused_where_nobody_signs(sig
 def test_a_reader_may_ask_for_the_checkpoint_and_not_order_one(signing: Talk) -> None:
     for body in (GetCheckpoint(0), MakeCheckpoint()):
         frame = encode_request(Request("reader", 0, 0, 0, 0, 5, body))
-        signing.machine.receive("reader", frame, at(2), only_reading=True)
-    assert [type(reply.body) for reply in signing.flush()] == [NoCheckpoint]
-    assert signing.machine.counters["garbage: role"] == 1
+        signing.machine.receive("reader", frame, at(2), READER)
+    assert [type(reply.body) for reply in signing.flush()] == [NoCheckpoint, NotAllowed]
+    assert signing.machine.counters["refused: role"] == 1
     assert not signing.machine.checkpoint_ordered
 
 
@@ -376,7 +377,7 @@ def test_a_snapshot_s_record_is_the_next_batch_and_says_what_it_is_of(signing: T
 def test_no_frame_stops_the_machine(frames: list[bytes]) -> None:
     talk = Talk()
     for frame in frames:
-        talk.machine.receive("noise", frame, at(1))
+        talk.machine.receive("noise", frame, at(1), WORKER)
     assert talk.flush() == []
     assert sum(talk.machine.counters.values()) == len(frames)
 
@@ -409,7 +410,7 @@ def test_an_outbox_that_was_heard_and_is_now_outdated_ends_the_worker() -> None:
 def exchange(worker: Conversation, talk: Talk, now: Instant) -> list[Answer]:
     for sequence, frame in worker.due(now):
         worker.sent(sequence, now)
-        talk.machine.receive("peer", frame, now)
+        talk.machine.receive("peer", frame, now, WORKER)
     batch = talk.machine.take()
     talk.disk.append(batch)
     answers = [worker.receive(frame, now) for _, frame in batch.frames]
@@ -446,7 +447,7 @@ class Chaos:
             self.up.extend(self.network(frame, self.late_up, calm))
         arrived, self.up, self.late_up = self.up, self.late_up, []
         for frame in arrived:
-            self.machine.receive("peer", frame, self.now())
+            self.machine.receive("peer", frame, self.now(), WORKER)
         batch = self.machine.take()
         if not calm and self.chance.random() < 0.1:
             self.machine = self.disk.machine(self.now())  # died before the append: nobody was answered
@@ -510,7 +511,7 @@ def frames_by_peer(talk: Talk) -> list[tuple[object, object]]:
 
 def order_from(talk: Talk, order: Body, seconds: float = 2) -> list[tuple[object, object]]:
     request = Request("olga", 0, 0, 0, 0, 5, order)
-    talk.machine.receive("operator", encode_request(request), at(seconds))
+    talk.machine.receive("operator", encode_request(request), at(seconds), speaker(order, "olga"))
     return frames_by_peer(talk)
 
 
@@ -521,10 +522,12 @@ def test_an_operator_hears_at_once_that_the_worker_is_told_and_later_that_it_is_
         ("operator", Withdrawing(1, "w1", lost=False)),
         ("peer", order),
     ]
-    talk.machine.receive("peer", encode_request(Request("w1", 7, 0, 2, 0, 5, Heartbeat("gw", 1, 1))), at(3))
+    talk.machine.receive(
+        "peer", encode_request(Request("w1", 7, 0, 2, 0, 5, Heartbeat("gw", 1, 1))), at(3), WORKER
+    )
     assert [body for _, body in frames_by_peer(talk)][1:] == [order]
     done = BindingWithdrawn("gw", 1, 1, Ending.RELEASE, at(3).wall_ns, None, 3, 400)
-    talk.machine.receive("peer", encode_request(Request("w1", 7, 3, 2, 0, 5, done)), at(3))
+    talk.machine.receive("peer", encode_request(Request("w1", 7, 3, 2, 0, 5, done)), at(3), WORKER)
     assert set(frames_by_peer(talk)) == {
         ("peer", Acknowledged()),
         ("operator", Withdrawn(1, Ending.RELEASE, at(3).wall_ns)),
@@ -569,6 +572,7 @@ def test_a_status_shows_restrictions_and_what_is_being_ended(talk: Talk) -> None
 
 def test_a_reader_gives_no_orders(talk: Talk) -> None:
     frame = encode_request(Request("olga", 0, 0, 0, 0, 5, ReleaseBinding(1, "lunch")))
-    talk.machine.receive("reader", frame, at(2), only_reading=True)
-    assert frames_by_peer(talk) == []
-    assert talk.machine.counters["garbage: role"] == 1
+    talk.machine.receive("reader", frame, at(2), READER)
+    refused = NotAllowed("ReleaseBinding is for operator, unix:1000 is reader")
+    assert frames_by_peer(talk) == [("reader", refused)]
+    assert talk.machine.counters["refused: role"] == 1

@@ -196,6 +196,7 @@ def test_the_numbers_of_the_kinds_are_for_ever() -> None:
         25: "Status",
         26: "CheckpointMade",
         27: "NoCheckpoint",
+        28: "NotAllowed",
         30: "PortFound",
         40: "OrderTaken",
         41: "OrderRefused",

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from tracker.events import Policy, PortRange, ServiceDefinition, Sharing
 from tracker.instant import Instant
-from tracker.messages import ClaimPort, OpenSession
+from tracker.messages import Body, ClaimPort, OpenSession
+from tracker.roles import MAY_SAY, Caller, Role
 
 SECOND_NS = 1_000_000_000
 PUBLIC = bytes([203, 0, 113, 1])
@@ -51,6 +52,23 @@ def claim(holder: bytes, epoch: int = 1, **changes: Any) -> ClaimPort:  # noqa: 
         "gw", epoch, PUBLIC, "cuseeme", None, holder, None, 17, 7648, REFLECTOR, 7648, 1000, at(0).wall_ns
     )
     return dataclasses.replace(claimed, **changes)
+
+
+WORKER = Caller(Role.WORKER, "unix:0")
+READER = Caller(Role.READER, "unix:1000")
+OPERATOR = Caller(Role.OPERATOR, "unix:0")
+
+
+def operator(name: str) -> Caller:
+    """An operator, by the name of his key."""
+    return dataclasses.replace(OPERATOR, name=name)
+
+
+def speaker(body: Body, name: str) -> Caller:
+    """Somebody of this name who may say it."""
+    roles = (WORKER, OPERATOR, READER)
+    caller = next(caller for caller in roles if caller.role in MAY_SAY[type(body)])
+    return dataclasses.replace(caller, name=name)
 
 
 def values(shape: Any) -> st.SearchStrategy[Any]:  # noqa: ANN401, PLR0911 (one return for each shape)
