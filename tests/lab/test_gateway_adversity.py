@@ -95,6 +95,28 @@ def test_a_worker_mends_whatever_is_done_to_its_table(site: Site, what: str) -> 
     site.assert_log_clean()
 
 
+def test_nothing_leaves_untranslated_while_the_outbound_map_is_empty(site: Site) -> None:
+    """A flow begun then would stay untranslated for its whole life: conntrack remembers that, too."""
+    ann, caller = site.udp_socket("workstation-1"), site.udp_socket("caller")
+    ann.sendto(open_continue(ANN), TO_REFLECTOR)
+    site.await_holders(ANN)
+    with site.stopped("rewriter"):
+        site.lab.run("gateway", FLUSHES["our outbound map"])
+        with capture(site.lab, "caller") as packets:
+            for _ in range(3):
+                ann.sendto(video(ANN), (CALLER, SERVICE_PORT))
+            time.sleep(0.3)
+        assert not packets
+        assert site.counters()["not_the_holder"] == 3
+
+    def is_mended() -> bool:
+        ann.sendto(video(ANN), (CALLER, SERVICE_PORT))
+        return [source for _, source in received(caller, 0.2)] == [(PUBLIC, SERVICE_PORT)]
+
+    wait_until(is_mended, "the map mended", 15)
+    site.assert_running()
+
+
 def test_a_flush_just_after_a_hang_up_does_not_end_the_worker(site: Site) -> None:
     peer, ann, bob = (site.udp_socket(p) for p in ("reflector", "workstation-1", "workstation-2"))
     for pause_s in (0.0, 0.7):
@@ -160,9 +182,10 @@ def test_a_changed_public_address_ends_the_bindings_and_is_followed(new_site: Si
     site.lab.run("gateway", ["ip", "route", "replace", "default", "via", "192.0.2.1"])
     reflector.wait_for("login", timeout_s=8, udp="192.0.2.77:7648", header="192.0.2.77:7648")
     site.await_holders(ANN)
-    [first, second] = site.holdings()
+    first, *later = site.holdings()
     assert first.reason is Ending.ADDRESS_CHANGED
-    assert socket.inet_ntoa(second.public_address) == "192.0.2.77"
+    # More than one on a slow machine: her program gives up on its peer meanwhile, and calls again.
+    assert {socket.inet_ntoa(holding.public_address) for holding in later} == {"192.0.2.77"}
     [change] = site.events(PublicAddressChanged)
     assert (change.old, change.new) == (socket.inet_aton(PUBLIC), socket.inet_aton("192.0.2.77"))
     assert [str(pair) for pair in site.elements("map", "cuseeme_inbound")] == [f"['192.0.2.77', '{ANN}']"]
