@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -56,6 +57,13 @@ class Demo:
         return [path.name for path in NAMESPACES.glob(f"{PREFIX}{self.process.pid}-*")]
 
 
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    # Not pytest's tmp_path: its names are long, and a unix socket's path has 108 octets.
+    with TemporaryDirectory(prefix="porthold-") as name:
+        yield Path(name)
+
+
 def descendants(pid: int) -> list[int]:
     found = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -88,8 +96,8 @@ def running_demo(directory: Path) -> Iterator[Demo]:
     assert not list(directory.iterdir())
 
 
-def test_all_that_it_says_holds(tmp_path: Path) -> None:
-    with running_demo(tmp_path) as demo:
+def test_all_that_it_says_holds(directory: Path) -> None:
+    with running_demo(directory) as demo:
         told = demo.read_until("facts, and all of them held")
     assert demo.process.returncode == 0
     assert "✗" not in told
@@ -112,23 +120,23 @@ def test_all_that_it_says_holds(tmp_path: Path) -> None:
         "hangs up",
     ],
 )
-def test_ctrl_c_leaves_nothing(tmp_path: Path, words: str) -> None:
-    with running_demo(tmp_path) as demo:
+def test_ctrl_c_leaves_nothing(directory: Path, words: str) -> None:
+    with running_demo(directory) as demo:
         demo.read_until(words)
         os.killpg(demo.process.pid, signal.SIGINT)
     assert demo.process.returncode == 130
 
 
-def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
-    with running_demo(tmp_path) as demo:
+def test_sigterm_leaves_nothing(directory: Path) -> None:
+    with running_demo(directory) as demo:
         demo.read_until("3 Ann calls")
         demo.process.terminate()
     assert demo.process.returncode == 128 + signal.SIGTERM
 
 
-def test_kill_9_leaves_no_process(tmp_path: Path) -> None:
+def test_kill_9_leaves_no_process(directory: Path) -> None:
     """Its namespaces go with the next lab (test_lab_lifetime); what it wrote into TMPDIR stays."""
-    demo = Demo(tmp_path)
+    demo = Demo(directory)
     with demo.process:
         demo.read_until("3 Ann calls")
         assert {"tracker", "rewriter"} < {word for words in demo.running() for word in words}
@@ -137,8 +145,8 @@ def test_kill_9_leaves_no_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("victim", ["tracker", "rewriter"])
-def test_a_fact_that_does_not_hold_ends_it_with_1_and_leaves_nothing(tmp_path: Path, victim: str) -> None:
-    with running_demo(tmp_path) as demo:
+def test_a_fact_that_does_not_hold_ends_it_with_1_and_leaves_nothing(directory: Path, victim: str) -> None:
+    with running_demo(directory) as demo:
         demo.read_until("each told")
         [pid] = [pid for pid, words in demo.started.items() if victim in words and is_running(pid)]
         os.kill(pid, signal.SIGKILL)
