@@ -171,6 +171,7 @@ def archive_name(span: Span, digest: bytes) -> str:
 def write_archive(directory: Path, span: Span, places: Iterable[Place], proofs: Proofs) -> Archive:
     """Write an archive there, read it again, and open it. Raises OSError, and RecordError for no record."""
     directory.mkdir(mode=0o700, exist_ok=True)
+    _sync(directory.parent)  # A power failure would take the directory's name away, and all archives with it.
     partial = directory / f".{span.first:012}.partial"
     try:
         _write(partial, span, places, proofs)

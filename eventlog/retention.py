@@ -85,6 +85,7 @@ def close_segment(log: Log, end: int, now_ns: int) -> Segment:
 
 def archive_segment(log: Log, number: int, now_ns: int) -> Path:
     """Move the records of a closed segment into an archive; returns its path. Raises RetentionRefused."""
+    sweep(log)
     segment = _segment(log, number)
     if segment.archive is not None or segment.pruned_at is not None:
         what = "pruned" if segment.archive is None else "archived"
@@ -109,6 +110,7 @@ def prune_segments(  # noqa: PLR0913 - each by its name
 
     Raises RetentionRefused, also when the projections' tables are not what the records give.
     """
+    sweep(log)
     segments = [_segment(log, number) for number in numbers]
     for segment in segments:
         if segment.pruned_at is not None:
@@ -133,6 +135,7 @@ def redact(  # noqa: PLR0913 - each by its name
 
     Raises RetentionRefused as `prune_segments` does.
     """
+    sweep(log)  # A crash may have left the archive with what was to go: asking again makes an end of it.
     try:
         record = log.entry(position).record
     except (IndexError, RecordError) as error:

@@ -6,6 +6,7 @@ Reads a line "PATH SEED" for each, and says "started PID", then for each append 
 
 import os
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
@@ -38,13 +39,14 @@ def say(line: str) -> None:
     os.write(sys.stdout.fileno(), f"{line}\n".encode())
 
 
-def main() -> None:
-    for line in sys.stdin:
+def live_by_commands(commands: Iterable[str], live: Callable[[Path, int], None]) -> None:
+    """A child for each line, which lives until it is killed; say how it ended."""
+    for line in commands:
         path, seed = line.rsplit(maxsplit=1)
         child = os.fork()
         if child == 0:
             try:
-                append_until_killed(Path(path), int(seed))
+                live(Path(path), int(seed))
             finally:
                 os._exit(1)
         say(f"started {child}")
@@ -53,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    live_by_commands(sys.stdin, append_until_killed)

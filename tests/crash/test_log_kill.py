@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
 from typing import IO
@@ -37,14 +37,16 @@ class Appender:
         self._said = said
         self.acknowledged: dict[int, bytes] = {}
 
-    def live_and_die(self, path: Path, seed: int, appends: int = LONGEST_LIFE) -> None:
+    def live_and_die(
+        self, path: Path, seed: int, appends: int = LONGEST_LIFE, dying_s: float = DYING_S
+    ) -> None:
         """Killed after up to `appends` acknowledged ones, at a moment in the next, or before there is any."""
         chance = Random(seed)
         print(path, seed, file=self._commands, flush=True)
         _, child = self._said.readline().split()
         for _ in range(chance.randint(0, appends)):
             self._hear()
-        time.sleep(chance.uniform(0, DYING_S))
+        time.sleep(chance.uniform(0, dying_s))
         os.kill(int(child), signal.SIGKILL)
         while (status := self._hear()) is None:
             pass
@@ -62,20 +64,23 @@ class Appender:
                 raise AssertionError(line)
 
 
-@pytest.fixture
-def appender() -> Iterator[Appender]:
+@contextmanager
+def appending(module: str) -> Iterator[Appender]:
+    """A process of this module that starts the others."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.crash.log_appender"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-m", module], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdin is not None
     assert process.stdout is not None
     with process:
         yield Appender(process.stdin, process.stdout)
     assert process.returncode == 0
+
+
+@pytest.fixture
+def appender() -> Iterator[Appender]:
+    with appending("tests.crash.log_appender") as appender:
+        yield appender
 
 
 @pytest.fixture

@@ -513,6 +513,21 @@ def test_what_a_crash_left_beside_the_log_is_swept_away(log: Log) -> None:
     assert sorted(directory.iterdir()) == sorted([path, kept])
 
 
+def test_asking_again_makes_an_end_of_a_redaction_that_was_cut_short(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close_due_segments(log, POLICY, LATER_NS)
+    (old,) = archived(log, 0)
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "unlink", lambda *_, **__: None)
+        redacted(log, 42)
+    assert old.exists()
+    with pytest.raises(RetentionRefused, match="already"):
+        redacted(log, 42)
+    assert not old.exists()
+    assert check(log).clean
+
+
 def test_a_record_of_segments_that_cannot_be_is_not_appended(path: Path) -> None:
     wrong: list[tuple[int, tuple[object, ...]]] = [
         (5, (1, 10, bytes(32), 0, 0)),
