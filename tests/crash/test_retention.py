@@ -6,11 +6,12 @@ from contextlib import closing
 import pytest
 from click.testing import CliRunner, Result
 
+from eventlog.archive import archives_of
 from eventlog.reading import LogReader
 from eventlog.record import SNAPSHOT_TAKEN
 from eventlog.retention import archive_segment, close_segment, prune_segments
 from eventlog.store import Log
-from tests.crash.place import Place, claim, opening, settle
+from tests.crash.place import Place, answers, claim, opening, settle
 from tools.cli import main
 from tools.writing import keep_tracker_state
 from tracker.clock import read_clock
@@ -56,6 +57,31 @@ def test_it_starts_on_a_log_with_redacted_archived_and_pruned_records(
         assert len(place.status().bindings) == 41
     place.kill(signal.SIGTERM)
     place.check()
+
+
+def test_a_backup_has_log_and_archives_while_a_tracker_writes(place: Place) -> None:
+    fill(place, signal.SIGTERM)
+    with Log.open(place.log, projections=PROJECTIONS) as log:
+        now_ns = read_clock().wall_ns
+        close_segment(log, 40, now_ns)
+        archive = archive_segment(log, 0, now_ns)
+        archived = log.entry(7)
+    place.start()
+    copy = place.directory / "copy" / "log.sqlite"
+    copy.parent.mkdir()
+    with closing(place.client()) as client:
+        client.submit_all([claim(1, peer) for peer in range(100, 400)], read_clock())
+        while client.pending > 250:  # It is in the midst of it.
+            client.receive(read_clock())
+        result = run(place, "backup", str(copy))
+        answers(client, lambda: client.pending == 0)
+    assert result.exit_code == 0, result.output
+    place.kill(signal.SIGTERM)
+    with LogReader.open(copy) as copied, LogReader.open(place.log) as log_after:
+        assert 40 < copied.size <= log_after.size
+        assert copied.head().root == log_after.root_at(copied.size)
+        assert copied.entry(7) == archived
+    assert [file.name for file in archives_of(copy).iterdir()] == [archive.name]
 
 
 def test_a_record_is_not_taken_out_under_a_running_tracker(place: Place) -> None:

@@ -64,6 +64,55 @@ def test_old_months_go_into_archives_and_everything_reads_through_them(path: Pat
     assert time_text(records()[0].wall_ns) in shown
 
 
+ASKED: dict[str, tuple[str, ...]] = {
+    "who": ("who", "--port", "7648", *AT),
+    "holds": ("holds", "--since", "2026-05-04T16:00:00Z", "--json"),
+    "explain": ("explain", "1", "--json"),
+    "replay at": ("replay", *AT, "--json"),
+    "replay diff": ("replay", "--diff", "3", "2026-05-04T16:05:30Z"),
+    "export": ("export", "--format", "jsonl", "--until", "2026-06-01T00:00:00Z"),
+    "prove": ("prove", "3", "-o", "-"),
+}
+
+
+def exclusive(path: Path) -> Any:  # noqa: ANN401 (JSON)
+    times = ("--from", "2026-05-04T16:00:00Z", "--to", "2026-05-04T16:05:30Z")
+    return json.loads(run(path, "verify", "--exclusive", *times, "--json").stdout)["exclusive"]
+
+
+@pytest.mark.parametrize("question", ASKED)
+def test_every_question_has_the_same_answer_when_its_records_are_archived(path: Path, question: str) -> None:
+    before = run(path, *ASKED[question])
+    assert before.stdout
+    told(path, "archive")
+    after = run(path, *ASKED[question])
+    assert (after.stdout, after.exit_code) == (before.stdout, before.exit_code)
+
+
+@pytest.mark.parametrize("question", ["who", "holds", "export"])
+def test_who_held_what_is_answered_alike_when_the_records_are_pruned(path: Path, question: str) -> None:
+    before = run(path, *ASKED[question])
+    told(path, "prune", "--before", "2026-06", "--reason", "too old")
+    assert run(path, *ASKED[question]).stdout == before.stdout
+
+
+def test_what_needs_the_records_says_which_are_gone(path: Path) -> None:
+    assert exclusive(path)["shown"]
+    told(path, "redact", "5", "--reason", "a name, asked for by the person")
+    assert exclusive(path)["shown"]
+    steps = told(path, "explain", "1")["records"]
+    assert [(it["position"], it["role"]) for it in steps if it["event"] is None] == [(5, "the user's name")]
+    told(path, "archive")
+    assert exclusive(path)["shown"]
+    told(path, "prune", "--before", "2026-06", "--reason", "too old")
+    found = exclusive(path)
+    assert not found["shown"]
+    assert {it["because"] for it in found["unobserved"]} == {"records-gone"}
+    assert all("pruned" in it["problem"] for it in told(path, "explain", "1")["records"])
+    result = run(path, "replay", *AT)
+    assert (result.exit_code, "pruned" in result.stderr) == (1, True)
+
+
 def test_nothing_newer_than_was_asked_for_is_archived(path: Path) -> None:
     assert told(path, "archive", "--before", "2026-05")["segments"] == []
     assert "in the log" in run(path, "archive", "--list").stdout
