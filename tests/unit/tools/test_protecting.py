@@ -275,15 +275,17 @@ def test_log_stats_says_sizes_rate_and_what_is_unprotected(signed: Signed) -> No
     assert found["record_octets"] == pytest.approx(sum(own) / 14)
 
 
-def test_log_stats_counts_the_wal_and_what_came_lately(tmp_path: Path) -> None:
+def test_log_stats_counts_the_wal_and_what_came_lately(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_sample_log(tmp_path / "log.sqlite")
+    monkeypatch.setattr(time, "time_ns", lambda: at(100))
     with Log.open(path, projections=PROJECTIONS) as log:
         for sequence in range(50, 60):
-            log.append(
-                [Record(1, 9999, time.time_ns(), None, Source("tracker", 1, sequence, 0), bytes(16), ())]
-            )
+            wall_ns = at(60) if sequence == 50 else at(99, sequence * 10**9)
+            log.append([Record(1, 9999, wall_ns, None, Source("tracker", 1, sequence, 0), bytes(16), ())])
         found = document(run("log", "stats", "--log", path, "--json"))
-    assert found["appended"] == {"minute": 10, "hour": 10, "day": 10}
+    assert found["appended"] == {"minute": 9, "hour": 10, "day": 23}
     assert found["wal_octets"] > 0
     assert (found["checkpoints"], found["unprotected"]) == (0, 23)
 
