@@ -62,7 +62,7 @@ class GatewaySection(Section):
     refusal: Refusal = "icmp"
     refused_s: Seconds = 2.0
     on_tracker_loss: Literal["keep"] = "keep"
-    datapath: Literal["kernel"] = "kernel"
+    datapath: Literal["auto", "kernel", "queue"] = "auto"
     mark_mask: Annotated[int, Field(strict=True), AfterValidator(_mark_mask)] = 0x3F000000
     queue_base: Annotated[int, Field(strict=True, ge=1, le=65535 - 2 * QUEUES_BY_EPOCH)] = 17648
 
@@ -129,8 +129,18 @@ def kernel_services(file: GatewayFile) -> tuple[Service, ...]:
     )
 
 
-def ruleset_for(file: GatewayFile, epoch: int, *, native_queue: bool, most_speakers: int) -> Ruleset:
-    """The rules of one epoch; KeyError-free only for a file with a [gateway]."""
+def ruleset_for(
+    file: GatewayFile,
+    epoch: int,
+    *,
+    native_queue: bool,
+    most_speakers: int,
+    rewrites_in_kernel: bool = True,
+) -> Ruleset:
+    """The rules of one epoch; ValueError for a file without a [gateway].
+
+    The three last are what this kernel can (see kernel.py's probes), and what was chosen of it.
+    """
     gateway = file.gateway
     if gateway is None:
         raise ValueError("no [gateway] in the configuration")
@@ -146,4 +156,5 @@ def ruleset_for(file: GatewayFile, epoch: int, *, native_queue: bool, most_speak
         refusal=gateway.refusal,
         refused_s=gateway.refused_s,
         most_speakers=most_speakers,
+        rewrites_in_kernel=rewrites_in_kernel,
     )

@@ -261,12 +261,14 @@ class Gateway:
             yield Verdict(packet, Action.DROP if self.epoch is not None else Action.ACCEPT)
             return
         direction, element, held = found
-        ours = udp.source if direction is Direction.OUT else udp.destination
-        # Ports are kept (the NAT chain sees to it), so the public port is the private one.
-        payload = cuseeme.translate(udp.payload, direction, Endpoint(element.public.packed, ours.port), ours)
-        yield Verdict(packet, Action.ACCEPT, payload)
+        yield Verdict(packet, Action.ACCEPT, translated(udp, direction, element))
         if held is not None and direction is Direction.OUT:
             yield from self._learn(held, udp, now)
+
+    def translate(self, udp: UdpPacket) -> bytes | None:
+        """The payload of a service connection's packet as it has to go on; None where it is nobody's here."""
+        found = self._speaker(udp)
+        return None if found is None else translated(udp, found[0], found[1])
 
     def _speaker(self, udp: UdpPacket) -> tuple[Direction, Element, Held | None] | None:
         """Whose call the packet is of; the binding is unknown before the first session."""
@@ -705,6 +707,12 @@ class Gateway:
             yield Send(Heartbeat(self.settings.gateway, self.epoch, self._nonce))
         elif self._reopen_ns is not None and now.monotonic_ns >= self._reopen_ns:
             yield from self._open()
+
+
+def translated(udp: UdpPacket, direction: Direction, element: Element) -> bytes:
+    """A packet's payload on the other side; ports are kept, so the public port is the private one."""
+    ours = udp.source if direction is Direction.OUT else udp.destination
+    return cuseeme.translate(udp.payload, direction, Endpoint(element.public.packed, ours.port), ours)
 
 
 def standing_elements(kernel: KernelView) -> Iterator[Element]:

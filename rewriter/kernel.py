@@ -373,6 +373,11 @@ def has_iptables_queue() -> str | None:
     return None
 
 
+def refused_rewriting() -> str | None:
+    """None when this kernel and nft rewrite payload (`@ih … set …`: 5.16, 1.0.1); else what they say."""
+    return try_in_vain(probe("postrouting", "udp dport 7648 @ih,96,32 set @nh,96,32"))
+
+
 def most_speakers() -> int:
     """How many speaker addresses the kernel reaches: some stop at a payload offset of 255 bytes."""
     far = f"@ih,{(ruleset.SPEAKERS_AT + 4 * (ruleset.MOST_SPEAKERS - 1)) * 8},32"

@@ -25,6 +25,12 @@ Two fields of a packet can't be compared in nftables, but their concatenation ca
 equal pairs: `ip saddr . @ih,96,32 @own_address` with {a . a} says "addr is the sender's own".
 Offsets: cuseeme-protocol.md. `@ih` counts bits from the UDP payload's start; its `set` mends the checksum
 (net/netfilter/nft_payload.c).
+
+A kernel before 5.16 has no `@ih`. There (`rewrites_in_kernel` False: datapath "queue") every UDP packet of
+the service that has a header goes through the OpenContinue queue, and the worker translates it; all else is
+the same. What finds no worker there is dropped, not passed: with the private address in it an OpenContinue
+would be another login at the reflector. So in this datapath a call stands still while its worker is dead or
+stopped, and goes on when it is back: peers wait for 60 s, and the port is held for the idle time.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -134,6 +140,7 @@ class Ruleset:
     refusal: Refusal = "icmp"
     refused_s: float = 2.0
     most_speakers: int = MOST_SPEAKERS
+    rewrites_in_kernel: bool = True
     shift: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -157,6 +164,11 @@ class Ruleset:
     def unmarked(self) -> str:
         """The mask of everybody else's bits."""
         return f"{~self.mark_mask & 0xFFFFFFFF:#010x}"
+
+
+def payload(rules: Ruleset, offset: int, length: int) -> str:
+    """Bits of the UDP payload, to be compared: without `@ih` they are reached from the UDP header on."""
+    return f"@ih,{offset},{length}" if rules.rewrites_in_kernel else f"@th,{8 * UDP_HEADER + offset},{length}"
 
 
 def milliseconds(seconds: float) -> str:
@@ -218,15 +230,17 @@ def shared_sets(rules: Ruleset, epoch: int, bindings: Sequence[Element]) -> Iter
         for port in range(span.first, span.last + 1)
     }
     yield f"set epoch {{ type mark; elements = {{ {epoch} }}; }}"
-    yield f"set alive {{ type inet_proto; flags timeout; timeout {ALIVE_TIMEOUT_S}s; }}"
+    # Without @ih nothing passes unless it is alive; who loads the table is.
+    alive = "" if rules.rewrites_in_kernel else elements(["udp"])
+    yield f"set alive {{ type inet_proto; flags timeout; timeout {ALIVE_TIMEOUT_S}s;{alive} }}"
     yield "set talk_rate { type ipv4_addr; size 4096; flags dynamic,timeout; timeout 10s; }"
-    yield (
-        "set own_address { typeof ip saddr . @ih,96,32;"
-        + elements(address_pair(address) for address in sorted(own))
-        + " }"
-    )
-    own_ports = elements(pair(port) for port in sorted(ports))
-    yield f"set own_port {{ typeof udp sport . @ih,80,16;{own_ports} }}"
+    # Without @ih nothing looks an address up here: only that batches are the same in both datapaths.
+    pairs = "typeof ip saddr . @ih,96,32" if rules.rewrites_in_kernel else "type ipv4_addr . mark"
+    own_addresses = elements(address_pair(address) for address in sorted(own))
+    yield f"set own_address {{ {pairs};{own_addresses} }}"
+    if rules.rewrites_in_kernel:
+        own_ports = elements(pair(port) for port in sorted(ports))
+        yield f"set own_port {{ typeof udp sport . @ih,80,16;{own_ports} }}"
     for name in ("claims_queued", "talks_queued", "never_queued", "not_the_holder", "refused", "hang_ups"):
         yield f"counter {name} {{ }}"
 
@@ -284,6 +298,10 @@ def select_chains(rules: Ruleset) -> Iterator[str]:
 
 
 def talk_rules(rules: Ruleset) -> Iterator[str]:
+    if not rules.rewrites_in_kernel:
+        yield f"meta l4proto @alive counter name talks_queued {add_mark(rules, TALK)} accept"
+        yield "counter name never_queued drop"
+        return
     # Only while the worker lives: bypass helps against a queue nobody reads, not against a stopped reader.
     yield (
         f"meta l4proto @alive add @talk_rate {{ ip saddr limit rate {TALK_RATE_PER_S}/second"
@@ -293,22 +311,25 @@ def talk_rules(rules: Ruleset) -> Iterator[str]:
 
 def service_chains(rules: Ruleset, service: Service) -> Iterator[str]:
     name = service.label
-    is_talk = f"meta l4proto udp udp length >= {UDP_HEADER + HEADER} @ih,176,16 101"
+    has_header = f"meta l4proto udp udp length >= {UDP_HEADER + HEADER}"
+    is_talk = f"{has_header} {payload(rules, 176, 16)} 101"
+    is_hang_up = f"{is_talk} {payload(rules, 160, 16)} 6"
+    is_translated_in_queue = is_talk if rules.rewrites_in_kernel else has_header
     outgoing: list[str] = []
     incoming: list[str] = []
     claim: list[str] = []
     if service.rewrites:
         outgoing += [
-            f"{is_talk} @ih,160,16 6 counter name hang_ups add @{name}_hung_up {{ ip saddr . ip daddr }}",
-            f"{is_talk} goto talk",
+            f"{is_hang_up} counter name hang_ups add @{name}_hung_up {{ ip saddr . ip daddr }}",
+            f"{is_translated_in_queue} goto talk",
         ]
-        incoming.append(f"{is_talk} goto talk")
+        incoming.append(f"{is_translated_in_queue} goto talk")
         just_hung_up = f"ip saddr . ip daddr @{name}_hung_up"
         claim += [  # a hang-up never claims, and what trails behind one doesn't either
-            f"{is_talk} @ih,160,16 6 counter name hang_ups drop",
+            f"{is_hang_up} counter name hang_ups drop",
             f"{just_hung_up} udp length < {UDP_HEADER + HEADER} drop",
-            f"{just_hung_up} @ih,176,16 != 101 drop",
-            f"{just_hung_up} @ih,160,16 != 1 drop",
+            f"{just_hung_up} {payload(rules, 176, 16)} != 101 drop",
+            f"{just_hung_up} {payload(rules, 160, 16)} != 1 drop",
         ]
     # What conntrack can't follow can't be translated: it must not get a port, nor keep its host from one.
     claim.insert(0, "ct state invalid drop")
@@ -347,7 +368,9 @@ def queue_chains(rules: Ruleset) -> Iterator[str]:
             f"{has_mark(rules, REFUSED)} {refused}",
             # Nobody took it into the queue: a claim nobody decided must not pass.
             f"{has_mark(rules, CLAIM)} counter name never_queued drop",
-            clear_marks(rules, TALK),
+            clear_marks(rules, TALK)
+            if rules.rewrites_in_kernel
+            else f"{has_mark(rules, TALK)} counter name never_queued drop",
         ],
     )
 
@@ -370,10 +393,11 @@ def fence_chain(rules: Ruleset) -> str:
             f"iifname {wan} ct direction reply meta l4proto . th sport @{name}_control"
             f" ip daddr != @{name}_holders{unless_answered} counter name not_the_holder drop",
         ]
-    fence.append(
-        f"iifname {lan} meta l4proto udp udp length >= {UDP_HEADER + HEADER}"
-        f" udp sport . @ih,80,16 @own_port {add_mark(rules, SAME_PORT)}"
-    )
+    if rules.rewrites_in_kernel:
+        fence.append(
+            f"iifname {lan} meta l4proto udp udp length >= {UDP_HEADER + HEADER}"
+            f" udp sport . @ih,80,16 @own_port {add_mark(rules, SAME_PORT)}"
+        )
     return chain("leaving", "type filter hook postrouting priority 97; policy accept;", fence)
 
 
@@ -527,6 +551,11 @@ def rewriting_chains(rules: Ruleset) -> str:
     return "\n".join(text)
 
 
+def unmarking_chain(rules: Ruleset) -> str:
+    """What is left of the rewriting where the worker does it."""
+    return chain("rewrite", "type filter hook postrouting priority 150; policy accept;", [clear_marks(rules)])
+
+
 # --- the whole, and the batches after it ------------------------------------------------------------------
 
 
@@ -542,7 +571,7 @@ def table(rules: Ruleset, epoch: int, bindings: Sequence[Element], nat: Iterable
         fence_chain(rules),
         *nat,
         idle_chain(rules),
-        rewriting_chains(rules),
+        rewriting_chains(rules) if rules.rewrites_in_kernel else unmarking_chain(rules),
     ]
     return f"table ip {TABLE} {{\n" + "\n".join(parts) + "\n}\n"
 

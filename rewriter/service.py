@@ -39,7 +39,7 @@ from rewriter.effects import (
 )
 from rewriter.gateway import Gateway, Settings
 from rewriter.kernel import GatewayKernel, KernelRefused, Queue, QueueBusy
-from rewriter.ruleset import CLAIM, REFUSED, TALK
+from rewriter.ruleset import CLAIM, REFUSED, TALK, Ruleset
 from tracker.client import Keeper, OutboxFull, TrackerClient
 from tracker.clock import read_clock
 from tracker.messages import ClaimPort
@@ -75,12 +75,9 @@ class Worker:
                 f"this kernel has neither nft's queue nor iptables-nft's NFQUEUE target ({said});"
                 " load nfnetlink_queue and xt_NFQUEUE (modprobe), or use a kernel that has them"
             )
+        self._rewrites_in_kernel, self._datapath = choose_datapath(section.datapath)
         self._most_speakers = kernel.most_speakers()
-        self._kernel = GatewayKernel(
-            lambda epoch: ruleset_for(
-                file, epoch, native_queue=self._native_queue, most_speakers=self._most_speakers
-            )
-        )
+        self._kernel = GatewayKernel(self._rules)
         settings = Settings(
             gateway=section.name,
             host=host_identity(),
@@ -111,6 +108,15 @@ class Worker:
         )
         self._poller.register(self._client.socket, zmq.POLLIN)
 
+    def _rules(self, epoch: int) -> Ruleset:
+        return ruleset_for(
+            self._file,
+            epoch,
+            native_queue=self._native_queue,
+            most_speakers=self._most_speakers,
+            rewrites_in_kernel=self._rewrites_in_kernel,
+        )
+
     def _public_address(self) -> IPv4Address | None:
         if self._section.public_address is not None:
             return IPv4Address(self._section.public_address)
@@ -125,8 +131,9 @@ class Worker:
         self._stand_in()
         self._carry_out(self._gateway.open_session(read_clock()))
         log.info(
-            "gateway %s: queue by %s, tracker %s",
+            "gateway %s: datapath %s, queue by %s, tracker %s",
             self._section.name,
+            self._datapath,
             "nft" if self._native_queue else "iptables-nft NFQUEUE",
             self._section.tracker or self._file.tracker.endpoint,
         )
@@ -247,11 +254,20 @@ class Worker:
                 queued.set_mark(mark | rules.packet_mark(REFUSED))
             case Action.ACCEPT:
                 queued.set_mark(mark)
-                if verdict.payload is not None:
-                    udp = packet.parse(queued.get_payload())
-                    if udp is not None and udp.payload != verdict.payload:
-                        queued.set_payload(udp.with_payload(verdict.payload))
+                self._replace_payload(queued, verdict.payload)
         queued.accept()
+
+    def _replace_payload(self, queued: Packet, payload: bytes | None) -> None:
+        """Put the payload in; a claim's packet comes without: the kernel rewrites it, or nobody but us."""
+        if payload is None and self._rewrites_in_kernel:
+            return
+        udp = packet.parse(queued.get_payload())
+        if udp is None:
+            return
+        if payload is None:
+            payload = self._gateway.translate(udp)
+        if payload is not None and udp.payload != payload:
+            queued.set_payload(udp.with_payload(payload))
 
     # --- effects -----------------------------------------------------------------------------------------
 
@@ -362,9 +378,7 @@ class Worker:
         return self._gateway.adopted(effect.epoch, kept, read_clock(), had_table=had_table)
 
     def _listen(self, epoch: int) -> None:
-        rules = ruleset_for(
-            self._file, epoch, native_queue=self._native_queue, most_speakers=self._most_speakers
-        )
+        rules = self._rules(epoch)
         numbers = {"claims": rules.claim_queue, "talks": rules.talk_queue}
         if {name: queue.number for name, queue in self._queues.items()} == numbers:
             return
@@ -381,6 +395,21 @@ class Worker:
         for queue in self._queues.values():
             queue.close()
         self._client.close()
+
+
+def choose_datapath(wanted: str) -> tuple[bool, str]:
+    """Whether the kernel rewrites packets, and that in words, with the reason; WorkerStopped if it can't."""
+    if wanted == "queue":
+        return False, "queue (as configured)"
+    said = kernel.refused_rewriting()
+    if said is None:
+        return True, "kernel"
+    if wanted == "kernel":
+        raise WorkerStopped(
+            f"this kernel does not rewrite payload ({said}): 5.16 and nft 1.0.1 do;"
+            ' or set gateway.datapath = "auto", and it is done here, for fewer packets a second'
+        )
+    return False, f"queue (the kernel does not rewrite payload: {said})"
 
 
 def host_identity() -> str:

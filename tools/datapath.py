@@ -3,7 +3,7 @@
 Rule 1: both ends are packet sockets. No stack of another host answers, mends or drops anything.
 Rule 2: each packet of an exchange carries an IP identification of its own, which NAT and fragmentation keep:
   an answer is told by that, whatever the gateway made of its addresses, ports and payload.
-Rule 3: the OpenContinue queue is served as the worker serves it (rewriter/service.py), by `translate`.
+Rule 3: the queue is served as the worker serves it (rewriter/service.py), by `translate`.
 """
 
 import select
@@ -56,13 +56,13 @@ class Arrival:
 
 @dataclass(slots=True)
 class Answer:
-    """What became of one packet: normally one arrival; how many times it was in the OpenContinue queue."""
+    """What became of one packet: normally one arrival; how many times it was in the worker's queue."""
 
     arrivals: list[Arrival] = field(default_factory=list)
     queued: int = 0
 
 
-def production_rules() -> Ruleset:
+def production_rules(*, rewrites_in_kernel: bool = True) -> Ruleset:
     """The rules as the rewriter makes them on this machine from a configuration that says nothing unusual."""
     file = GatewayFile.model_validate(
         {
@@ -71,7 +71,11 @@ def production_rules() -> Ruleset:
         }
     )
     return ruleset_for(
-        file, EPOCH, native_queue=kernel.has_native_queue(), most_speakers=kernel.most_speakers()
+        file,
+        EPOCH,
+        native_queue=kernel.has_native_queue(),
+        most_speakers=kernel.most_speakers(),
+        rewrites_in_kernel=rewrites_in_kernel,
     )
 
 

@@ -28,19 +28,12 @@ from tools.output import print_json, print_line
 from tracker.configuration import ConfigurationError, load
 
 KERNEL_WANTED: Final = (5, 16)
-NFT_WANTED: Final = (1, 0, 1)
+KERNEL_NEEDED: Final = (5, 6)  # ranges in concatenated sets; below KERNEL_WANTED with datapath "queue"
+NFT_NEEDED: Final = (0, 9, 4)
 CAP_NET_ADMIN: Final = 12  # include/uapi/linux/capability.h
 CAP_SYS_ADMIN: Final = 21
 STRICT: Final = 1  # rp_filter, Documentation/networking/ip-sysctl.rst
 READS_A_QUEUE: Final = "from rewriter.kernel import Queue; Queue(17648).close()"
-REWRITES: Final = """
-table ip probe {
-  chain c {
-    type filter hook postrouting priority 150
-    udp dport 7648 @ih,96,32 set @nh,96,32
-  }
-}
-"""
 STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -118,7 +111,8 @@ def check_kernel_version(release: str) -> Check:
     if version_in(release) >= KERNEL_WANTED:
         return Check("ok", "kernel version", release)
     mend = "install a kernel of 5.16 or newer (Debian 12 has 6.1): older ones can't rewrite payload"
-    return Check("fail", "kernel version", release, mend)
+    state: Literal["warn", "fail"] = "warn" if version_in(release) >= KERNEL_NEEDED else "fail"
+    return Check(state, "kernel version", release, mend)
 
 
 def version_in(text: str) -> tuple[int, ...]:
@@ -128,7 +122,7 @@ def version_in(text: str) -> tuple[int, ...]:
 
 
 def check_tools() -> Iterator[Check]:
-    yield check_tool("nft", "nftables", NFT_WANTED)
+    yield check_tool("nft", "nftables", NFT_NEEDED)
     yield check_tool("conntrack", "conntrack")
     yield check_tool("unshare", "util-linux")
 
@@ -167,30 +161,43 @@ def load_kernel() -> tuple[ModuleType | None, list[Check]]:
 
 def check_kernel(kernel: Any, file: GatewayFile | None) -> Iterator[Check]:  # noqa: ANN401 (loaded late)
     """`kernel` is rewriter.kernel."""
-    said = kernel.try_in_vain(REWRITES)
-    if said is not None:
-        mend = "kernel 5.16 with CONFIG_NF_TABLES, CONFIG_NF_TABLES_IPV4; nft 1.0.1: Debian 12 has all of it"
-        yield Check("fail", "rewriting", f"the kernel refuses @ih … set …: {said}", mend)
-        return
-    yield Check("ok", "rewriting", "the kernel rewrites payload (@ih … set …)")
+    wanted = "auto" if file is None or file.gateway is None else file.gateway.datapath
+    in_kernel, datapath = check_datapath(wanted, kernel.refused_rewriting())
+    yield datapath
     native = kernel.has_native_queue()
     queues = list(check_queues(kernel, native=native))
     yield from queues
     speakers = kernel.most_speakers()
-    if speakers < MOST_SPEAKERS:
+    if in_kernel and speakers < MOST_SPEAKERS:
         found = f"{speakers} speaker addresses of an audio packet are translated, of {MOST_SPEAKERS} possible"
         yield Check("warn", "speakers", found, "a newer kernel reaches all; calls work all the same")
     else:
         yield Check("ok", "speakers", f"all {MOST_SPEAKERS} speaker addresses are translated")
     yield check_connections(kernel)
     if file is not None and file.gateway is not None and file.services:
-        rules = ruleset_for(file, 1, native_queue=native, most_speakers=speakers)
+        rules = ruleset_for(
+            file, 1, native_queue=native, most_speakers=speakers, rewrites_in_kernel=in_kernel
+        )
         said = kernel.try_in_vain(render(rules, 1, (), replaces=None))
         if said is None:
             yield Check("ok", "ruleset", "the kernel takes the rules of this configuration")
         else:
             mend = "a kernel with CONFIG_NFT_NAT and CONFIG_NFT_CT; Debian's own has them"
             yield Check("fail", "ruleset", f"the kernel refuses the rules: {said}", mend)
+
+
+def check_datapath(wanted: str, refused: str | None) -> tuple[bool, Check]:
+    """Whether the kernel is to rewrite packets, and what is to be said of it; `refused`: why it can't."""
+    mend = "kernel 5.16 with CONFIG_NF_TABLES, CONFIG_NF_TABLES_IPV4; nft 1.0.1: Debian 12 has all of it"
+    cannot = f"the kernel refuses @ih … set …: {refused}"
+    if wanted == "queue":
+        return False, Check("ok", "datapath", 'queue, as configured: gateway.datapath = "queue"')
+    if refused is None:
+        return True, Check("ok", "datapath", "kernel: it rewrites payload (@ih … set …)")
+    if wanted == "kernel":
+        return True, Check("fail", "datapath", cannot, f'{mend}; or gateway.datapath = "auto"')
+    said = f"queue: {cannot}; the worker does it, for fewer packets a second, and calls wait for it"
+    return False, Check("warn", "datapath", said, mend)
 
 
 def check_queues(kernel: Any, *, native: bool) -> Iterator[Check]:  # noqa: ANN401 (loaded late)

@@ -1,4 +1,4 @@
-"""Vectors tried two ways: by `translate`, and as real packets in the kernel datapath.
+"""Vectors tried two ways: by `translate`, and as real packets in a datapath of this kernel's.
 
 Rule 1: the kernel's table is the one that `rewriter.ruleset` renders for production; of the laboratory's own
   making are the NAT chains alone, for the addresses and ports of the vectors, and elements of the sets.
@@ -42,10 +42,11 @@ class Vector:
     payload: bytes
     expected: bytes
 
-    def is_talk(self) -> bool:
-        """Whether the ruleset queues it: an OpenContinue with a whole header."""
+    def is_queued(self, rules: Ruleset) -> bool:
+        """Whether the ruleset queues it: with a whole header an OpenContinue, or anything without `@ih`."""
         data_type = int.from_bytes(self.payload[22:24], "big")
-        return len(self.payload) >= HEADER_LENGTH and data_type == DataType.OPEN_CONTINUE
+        is_talk = data_type == DataType.OPEN_CONTINUE or not rules.rewrites_in_kernel
+        return len(self.payload) >= HEADER_LENGTH and is_talk
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +101,9 @@ class Flow:
 # --- the table --------------------------------------------------------------------------------------------
 
 
-def vector_rules(vectors: Sequence[Vector]) -> Ruleset:
+def vector_rules(vectors: Sequence[Vector], *, rewrites_in_kernel: bool = True) -> Ruleset:
     """Production's rules for a service that has the vectors' ports too: the sets name them, no chain does."""
-    rules = production_rules()
+    rules = production_rules(rewrites_in_kernel=rewrites_in_kernel)
     service = rules.services[0]
     ports = {port for vector in vectors for port in (vector.public.port, vector.private.port)}
     more = tuple(Ports("udp", port, port) for port in sorted(ports))
@@ -164,17 +165,17 @@ def peers(vectors: Sequence[Vector]) -> Iterator[bytes]:
 # --- the trial --------------------------------------------------------------------------------------------
 
 
-def try_vectors(vectors: Sequence[Vector]) -> Iterator[Result]:
+def try_vectors(vectors: Sequence[Vector], *, rewrites_in_kernel: bool = True) -> Iterator[Result]:
     """Try all vectors, in their order; LabError where this machine cannot."""
     addresses = peers(vectors)
-    rules = vector_rules(vectors)
+    rules = vector_rules(vectors, rewrites_in_kernel=rewrites_in_kernel)
     with Datapath() as datapath:
         for start in range(0, len(vectors), VECTORS_IN_A_TABLE):
             some = vectors[start : start + VECTORS_IN_A_TABLE]
             flows = [Flow(vector, peer) for vector, peer in zip(some, addresses, strict=False)]
             load(datapath, rules, flows)
             for first in range(0, len(flows), VECTORS_AT_ONCE):
-                yield from try_flows(datapath, flows[first : first + VECTORS_AT_ONCE])
+                yield from try_flows(datapath, rules, flows[first : first + VECTORS_AT_ONCE])
 
 
 def load(datapath: Datapath, rules: Ruleset, flows: Sequence[Flow]) -> None:
@@ -190,7 +191,7 @@ def load(datapath: Datapath, rules: Ruleset, flows: Sequence[Flow]) -> None:
     datapath.load(rules, vector_table(rules, flows), inside, answer_talk)
 
 
-def try_flows(datapath: Datapath, flows: Sequence[Flow]) -> Iterator[Result]:
+def try_flows(datapath: Datapath, rules: Ruleset, flows: Sequence[Flow]) -> Iterator[Result]:
     sides = (OPENED_INSIDE, OPENED_OUTSIDE)
     datapath.exchange([flow.opening(opened) for flow in flows for opened in sides])
     ways = [(opened, checksum) for opened in sides for checksum in (True, False)]
@@ -212,15 +213,16 @@ def try_flows(datapath: Datapath, flows: Sequence[Flow]) -> Iterator[Result]:
             result.translate_equal = False
             result.failures.append(Failure("translate", translated))
         for opened, checksum in ways:
-            judge(result, flow, opened, next(answers), checksum=checksum)
+            judge(result, flow, opened, next(answers), rules=rules, checksum=checksum)
         yield result
 
 
-def judge(result: Result, flow: Flow, opened: int, answer: Answer, *, checksum: bool) -> None:
+def judge(result: Result, flow: Flow, opened: int, answer: Answer, *, rules: Ruleset, checksum: bool) -> None:
     """Hold what left the gateway against the vector."""
-    way = f"kernel, opened {'inside' if opened == OPENED_INSIDE else 'outside'}"
+    way = "kernel" if rules.rewrites_in_kernel else "queue"
+    way += f", opened {'inside' if opened == OPENED_INSIDE else 'outside'}"
     way += "" if checksum else ", sent without a checksum"
-    found = list(differences(flow, opened, answer))
+    found = list(differences(flow, opened, answer, rules))
     arrived = packet.parse(answer.arrivals[0].packet) if answer.arrivals else None
     got = None if arrived is None else arrived.payload
     result.failures += [Failure(f"{way}: {difference}", got) for difference in found]
@@ -239,15 +241,15 @@ def judge(result: Result, flow: Flow, opened: int, answer: Answer, *, checksum: 
         result.without_checksum_right &= is_checksum_right and not found
 
 
-def differences(flow: Flow, opened: int, answer: Answer) -> Iterator[str]:
+def differences(flow: Flow, opened: int, answer: Answer, rules: Ruleset) -> Iterator[str]:
     """What differs from the vector but for the checksum."""
     vector = flow.vector
     if not answer.arrivals:
         yield "nothing arrived"
     if len(answer.arrivals) > 1:
         yield f"{len(answer.arrivals)} packets arrived"
-    if answer.queued != vector.is_talk():
-        yield f"{answer.queued} times in the OpenContinue queue"
+    if answer.queued != vector.is_queued(rules):
+        yield f"{answer.queued} times in the queue"
     for arrival in answer.arrivals[:1]:
         udp = packet.parse(arrival.packet)
         if udp is None:

@@ -52,9 +52,16 @@ def command() -> None:
 
 @command.command(name="vectors")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--datapath",
+    type=click.Choice(["kernel", "queue"]),
+    default="kernel",
+    show_default=True,
+    help="Where packets are rewritten: in the kernel, or as for kernels that can't (gateway.datapath).",
+)
 @click.option("--json", "as_json", is_flag=True, help="The result as one JSON object.")
-def vectors_command(file: Path, *, as_json: bool) -> None:
-    """Hold `translate` and the kernel datapath against vectors: payloads before and after.
+def vectors_command(file: Path, *, datapath: str, as_json: bool) -> None:
+    """Hold `translate` and a datapath against vectors: payloads before and after.
 
     FILE has one JSON object a line: id, category, direction (out or in), public and private (ADDRESS:PORT),
     in and expected (hexadecimal); other keys are ignored. Each payload goes through translate, and as real
@@ -67,7 +74,7 @@ def vectors_command(file: Path, *, as_json: bool) -> None:
     results: list[Result] = []
     try:
         trial = track(
-            try_vectors(vectors),
+            try_vectors(vectors, rewrites_in_kernel=datapath == "kernel"),
             "Sending",
             total=len(vectors),
             console=console,
@@ -79,9 +86,9 @@ def vectors_command(file: Path, *, as_json: bool) -> None:
         raise LabUnavailable(str(error)) from error
     elapsed_s = time.monotonic() - started_s
     if as_json:
-        click.echo(json.dumps(to_json(results, elapsed_s), indent=2))
+        click.echo(json.dumps({"datapath": datapath, **to_json(results, elapsed_s)}, indent=2))
     else:
-        show(results, elapsed_s)
+        show(results, elapsed_s, datapath)
     if not all(result.is_right() for result in results):
         raise SystemExit(1)
 
@@ -202,7 +209,7 @@ def to_json(results: Sequence[Result], elapsed_s: float) -> dict[str, Any]:
     }
 
 
-def show(results: Sequence[Result], elapsed_s: float) -> None:
+def show(results: Sequence[Result], elapsed_s: float, datapath: str) -> None:
     """A table of counts, then every line that is wrong, with what came instead."""
     console = Console(highlight=False)
     table = Table(caption="lines that are as expected", show_footer=True)
@@ -210,7 +217,7 @@ def show(results: Sequence[Result], elapsed_s: float) -> None:
     table.add_column("category", "all")
     table.add_column("lines", str(total["lines"]), justify="right")
     for column, title in COLUMNS.items():
-        table.add_column(title, share(total, column), justify="right")
+        table.add_column(datapath if title == "kernel" else title, share(total, column), justify="right")
     for name, row in by_category(results).items():
         table.add_row(escape(name), str(row["lines"]), *(share(row, column) for column in COLUMNS))
     console.print(table)
@@ -220,7 +227,7 @@ def show(results: Sequence[Result], elapsed_s: float) -> None:
     if wrong:
         said = f"{len(wrong)} of {len(results)} lines are not as expected"
     else:
-        said = f"all {len(results)} lines are as expected, in translate and in the kernel"
+        said = f"all {len(results)} lines are as expected, in translate and in the {datapath}"
     click.echo(f"{said} ({elapsed_s:.1f} s)")
 
 

@@ -43,9 +43,11 @@ def write(file: Path, *lines: dict[str, Any]) -> Path:
 # --- the files of vectors ---------------------------------------------------------------------------------
 
 
-def test_every_vector_is_as_expected_in_translate_and_in_the_kernel() -> None:
-    result = run(FILE, "--json")
+@pytest.mark.parametrize("datapath", ["kernel", "queue"])
+def test_every_vector_is_as_expected_in_translate_and_in_both_datapaths(datapath: str) -> None:
+    result = run(FILE, "--json", "--datapath", datapath)
     found = json.loads(result.output)
+    assert found["datapath"] == datapath
     assert found["failures"] == []
     verdicts = ("lines", "translate_equal", "kernel_equal", "checksum_right", "without_checksum_right")
     assert {name: found[name] for name in verdicts} == dict.fromkeys(verdicts, 314)

@@ -46,7 +46,7 @@ def test_the_least_that_is_said_gives_the_design_s_defaults(tmp_path: Path) -> N
     section = loaded(tmp_path, LEAST + CUSEEME).gateway
     assert section is not None
     assert (section.claim_timeout_s, section.refused_s, section.refusal) == (1.0, 2.0, "icmp")
-    assert (section.on_tracker_loss, section.datapath) == ("keep", "kernel")
+    assert (section.on_tracker_loss, section.datapath) == ("keep", "auto")
     assert (section.public_address, section.worker, section.tracker) == (None, None, None)
 
 
@@ -158,7 +158,7 @@ def test_a_bad_value_is_named_with_its_reason(line: str, expected: str, tmp_path
         "refused_s = inf",
         'refusal = "tarpit"',
         'on_tracker_loss = "fence"',
-        'datapath = "queue"',
+        'datapath = "nft"',
         'mark_mask = "0x3f"',
         "queue_base = 0",
         "queue_base = 65535",

@@ -183,6 +183,23 @@ def test_an_adopted_binding_keeps_the_silence_it_had(left_s: float | None, expir
     assert element.strip() == ("" if expires is None else f"timeout 300000ms expires {expires}")
 
 
+def test_without_rewriting_in_the_kernel_nothing_asks_for_what_older_kernels_lack() -> None:
+    rules = replace(RULES, rewrites_in_kernel=False)
+    text = ruleset.render(rules, 1, [HELD], replaces=None) + "".join(batches(rules, 1).values())
+    assert "@ih" not in text
+    assert "vmap" not in text
+    assert "@ih" in ruleset.render(RULES, 1, [HELD], replaces=None)
+
+
+def test_without_rewriting_in_the_kernel_no_packet_passes_the_worker_by() -> None:
+    text = ruleset.render(replace(RULES, rewrites_in_kernel=False), 1, [], replaces=None)
+    (talk,) = re.findall(r"chain talk \{(.*?)\}\n", text, re.DOTALL)
+    assert talk.split("\n")[-2].strip() == "counter name never_queued drop"
+    (verdict,) = re.findall(r"chain verdict \{(.*?)\n  \}", text, re.DOTALL)
+    assert verdict.count("counter name never_queued drop") == 2
+    assert "limit rate 50" not in text
+
+
 def test_an_unknown_service_is_a_key_error() -> None:
     with pytest.raises(KeyError):
         ruleset.install(RULES, 1, replace(HELD, service="nothing"))
@@ -203,6 +220,9 @@ def configurations() -> Iterator[Ruleset]:
     refusals: list[ruleset.Refusal] = ["icmp", "drop", "pass"]
     for refusal, native, services in product(refusals, natives, [(CUSEEME,), (WHITE_PINE, CUSEEME), many]):
         yield replace(RULES, refusal=refusal, native_queue=native, services=services, most_speakers=speakers)
+        yield replace(
+            RULES, refusal=refusal, native_queue=native, services=services, rewrites_in_kernel=False
+        )
     yield replace(RULES, lan=("br0", "eth1.10", "wlan0"), mark_mask=0x3F, most_speakers=0)
     yield replace(RULES, mark_mask=0x3F << 26, refused_s=0.1, most_speakers=speakers)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tools.doctor import (
+    check_datapath,
     check_forwarding,
     check_interface,
     check_kernel_version,
@@ -68,7 +69,7 @@ def test_a_gateway_that_is_ready_passes(tmp_path: Path) -> None:
     assert code == 0
     assert troubles(checks) == []
     names = {check["what"] for check in checks}
-    assert {"rights", "nft", "libraries", "rewriting", "queue", "connections", "ruleset"} < names
+    assert {"rights", "nft", "libraries", "datapath", "queue", "connections", "ruleset"} < names
     assert {"configuration", "forwarding", "interface", "log"} < names
     assert any("wan0 has 192.0.2.2" in check["found"] for check in checks)
 
@@ -177,7 +178,9 @@ def test_root_without_capabilities_is_told_which_are_missing() -> None:
 @pytest.mark.parametrize(
     ("release", "state"),
     [
-        ("5.15.0-91-generic", "fail"),
+        ("5.15.0-91-generic", "warn"),
+        ("5.6", "warn"),
+        ("5.4.0-150-generic", "fail"),
         ("5.16", "ok"),
         ("6.1.0-13-amd64", "ok"),
         ("4.19.0", "fail"),
@@ -186,6 +189,32 @@ def test_root_without_capabilities_is_told_which_are_missing() -> None:
 )
 def test_kernels_from_5_16_on_can_rewrite(release: str, state: str) -> None:
     assert check_kernel_version(release).state == state
+
+
+@pytest.mark.parametrize(
+    ("wanted", "refused", "in_kernel", "state", "said"),
+    [
+        ("auto", None, True, "ok", "kernel"),
+        ("kernel", None, True, "ok", "kernel"),
+        ("queue", None, False, "ok", "queue, as configured"),
+        ("queue", "syntax error", False, "ok", "queue, as configured"),
+        ("auto", "syntax error", False, "warn", "queue: the kernel refuses @ih … set …: syntax error"),
+        ("kernel", "syntax error", True, "fail", "the kernel refuses @ih … set …: syntax error"),
+    ],
+)
+def test_the_datapath_is_named_with_its_reason(
+    wanted: str, refused: str | None, in_kernel: bool, state: str, said: str
+) -> None:
+    chosen, check = check_datapath(wanted, refused)
+    assert (chosen, check.state) == (in_kernel, state)
+    assert check.found.startswith(said)
+
+
+def test_a_gateway_may_be_told_to_rewrite_in_the_queue(tmp_path: Path) -> None:
+    code, checks = doctor(tmp_path, setting='datapath = "queue"\n')
+    assert (code, troubles(checks)) == (0, [])
+    (datapath,) = (check for check in checks if check["what"] == "datapath")
+    assert "as configured" in datapath["found"]
 
 
 def test_versions_are_found_in_what_tools_say() -> None:
