@@ -5,7 +5,8 @@ nothing here waits: the caller polls `socket` and calls `tick` at `next_deadline
 the keeper, no caller sees one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Self
 
@@ -36,6 +37,7 @@ from tracker.outbox import LIMIT, Outbox, OutboxFull, OutboxLocked, OutboxUnread
 __all__ = [
     "Answer",
     "Keeper",
+    "Line",
     "OutboxFull",
     "OutboxLocked",
     "OutboxOutdated",
@@ -204,12 +206,34 @@ def ask_status(endpoint: str, timeout_s: float) -> Status | None:
 
 def ask(endpoint: str, name: str, question: Volatile, timeout_s: float) -> ReplyBody | None:
     """What the tracker at `endpoint` answers to somebody called `name`; None if none answers in time."""
-    now = read_clock()
-    with zmq.Context() as context, _dealer(context, endpoint, immediate=False) as socket:
-        socket.send(encode_request(Request(name, 0, 0, 0, 0, now.wall_ns, question)))
-        if not socket.poll(round(timeout_s * 1000)):
+    with Line.open(endpoint, name) as line:
+        line.say(question)
+        return line.hear(timeout_s)
+
+
+class Line:
+    """A connection to the tracker for somebody who has no outbox: a reader, or an operator."""
+
+    def __init__(self, socket: zmq.Socket[bytes], name: str) -> None:
+        self.socket = socket
+        self._name = name
+
+    @classmethod
+    @contextmanager
+    def open(cls, endpoint: str, name: str) -> Iterator[Self]:
+        """Connects, now or when the tracker is there."""
+        with zmq.Context() as context, _dealer(context, endpoint, immediate=False) as socket:
+            yield cls(socket, name)
+
+    def say(self, body: Volatile) -> None:
+        """Sends it; where no tracker is, it waits for one as long as the line is open."""
+        self.socket.send(encode_request(Request(self._name, 0, 0, 0, 0, read_clock().wall_ns, body)))
+
+    def hear(self, timeout_s: float) -> ReplyBody | None:
+        """The next word of the tracker; None: there is none in time. ProtocolError: it is no tracker."""
+        if not self.socket.poll(round(timeout_s * 1000)):
             return None
-        return decode_reply(socket.recv()).body
+        return decode_reply(self.socket.recv()).body
 
 
 def _dealer(
