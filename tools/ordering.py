@@ -25,7 +25,16 @@ from tools.status import print_silence, why_silent
 from tools.writing import REASON
 from tracker.client import Line
 from tracker.configuration import PROTOCOLS, address_from_text
-from tracker.messages import BindingView, FindPort, PortFound, Volatile
+from tracker.events import Ending
+from tracker.messages import (
+    BindingView,
+    FindPort,
+    NotAllowed,
+    PortFound,
+    Reply,
+    ReplyBody,
+    Volatile,
+)
 from tracker.orders import (
     OrderRefused,
     OrderTaken,
@@ -122,8 +131,8 @@ def order_options(function: Function) -> Function:
 class Result:
     """What became of an order that ends a binding.
 
-    `outcome`: withdrawn (the kernel has let go), over (it had before), waiting (the worker is told), lost (the
-    worker is not there to be told), refused, silent (the tracker has not answered).
+    `outcome`: withdrawn (the kernel has let go), over (it had before), waiting (the worker is told), lost
+    (the worker is not there to be told), silent (the tracker has not answered).
     """
 
     binding: int
@@ -132,9 +141,8 @@ class Result:
     gateway: str | None = None
     service: str | None = None
     worker: str | None = None
-    ending: str | None = None
+    ending: Ending | None = None
     withdrawn_ns: int | None = None
-    problem: str | None = None
 
     @property
     def done(self) -> bool:
@@ -150,18 +158,22 @@ class Operator:
         self._timeout_s = timeout_s
         self._deadline_s = time.monotonic() + timeout_s
         self._as_json = as_json
+        self._asked = 0
 
-    def ask(self, body: Volatile) -> Any:  # noqa: ANN401 (the caller knows what its question is answered with)
-        """The answer; without one the command ends with 1."""
-        while (left_s := self._deadline_s - time.monotonic()) > 0:
-            self._line.say(body)
-            try:
-                answer = self._line.hear(min(AGAIN_S, left_s))
-            except ProtocolError as error:
-                self._end(f"what answers is no tracker of this version ({error})")
-            if answer is not None:
-                return answer
-        self._end(why_silent(self._endpoint, self._timeout_s))
+    def ask(self, body: Volatile) -> ReplyBody:
+        """The answer; without one, or where the tracker refuses, the command ends with 1."""
+        self._asked += 1  # an answer to a question before, that was asked again, is none to this one
+        asked_s = -AGAIN_S
+        while (now_s := time.monotonic()) < self._deadline_s:
+            if now_s - asked_s >= AGAIN_S:
+                asked_s = now_s
+                self._line.say(body, self._asked)
+            answer = self._hear(min(asked_s + AGAIN_S, self._deadline_s) - now_s)
+            if answer is not None and answer.incarnation == self._asked:
+                if isinstance(answer.body, NotAllowed | OrderRefused):
+                    self._refused(answer.body.reason)
+                return answer.body
+        return self._silent(why_silent(self._endpoint, self._timeout_s))
 
     def find(self, targets: Sequence[FindPort], gateway: str | None) -> list[BindingView]:
         """The bindings that are meant, each once. WrongUse: a port is held at several gateways."""
@@ -192,13 +204,7 @@ class Operator:
     def change(self, body: Volatile) -> bool:
         """Give an order that is carried out at once; whether it was news. A refused one ends the command."""
         answer = self.ask(body)
-        match answer:
-            case OrderTaken(news):
-                return news
-            case OrderRefused(reason):
-                self._end(reason, refused=True)
-            case _:
-                self._end(f"the tracker answered with {type(answer).__name__}", refused=True)
+        return isinstance(answer, OrderTaken) and answer.news
 
     def end_bindings(
         self, views: Sequence[BindingView], order: Callable[[int], ReleaseBinding | RevokeBinding]
@@ -212,26 +218,38 @@ class Operator:
                 given_s = time.monotonic()
                 for binding in sorted(waiting):
                     self._line.say(order(binding))
-            answer = self._line.hear(max(0.0, min(given_s + AGAIN_S, self._deadline_s) - time.monotonic()))
-            binding = getattr(answer, "binding", None)
-            if answer is not None and binding in waiting:
-                results[binding] = _heard(results[binding], answer)
-                if results[binding].outcome != "waiting":
-                    waiting.discard(binding)
+            answer = self._hear(min(given_s + AGAIN_S, self._deadline_s) - time.monotonic())
+            match answer:
+                case Reply(body=NotAllowed(reason)):
+                    self._refused(reason)
+                case Reply(body=Withdrawing() | Withdrawn() as body) if body.binding in waiting:
+                    results[body.binding] = _heard(results[body.binding], body)
+                    if results[body.binding].outcome != "waiting":
+                        waiting.discard(body.binding)
+                case _:
+                    pass
         return list(results.values())
 
-    def _end(self, why: str, *, refused: bool = False) -> NoReturn:
-        if refused:
-            print(f"Not done: {why}.", file=sys.stderr)
-        else:
-            print_silence(self._endpoint, why, as_json=self._as_json)
+    def _hear(self, timeout_s: float) -> Reply | None:
+        try:
+            return self._line.hear(max(0.0, timeout_s))
+        except ProtocolError as error:
+            return self._silent(f"what answers is no tracker of this version ({error})")
+
+    def _silent(self, why: str) -> NoReturn:
+        print_silence(self._endpoint, why, as_json=self._as_json)
+        sys.exit(1)
+
+    @staticmethod
+    def _refused(why: str) -> NoReturn:
+        print(f"Not done: {why}.", file=sys.stderr)
         sys.exit(1)
 
 
 @contextmanager
 def operator(config: Path | None, timeout_s: float, *, as_json: bool) -> Iterator[Operator]:
     """The tracker of the configuration, to be ordered about."""
-    endpoint = read_configuration(config).tracker.endpoint
+    endpoint = read_configuration(config).tracker.operator_endpoint
     with Line.open(endpoint, operator_name()) as line:
         yield Operator(line, endpoint, timeout_s, as_json=as_json)
 
@@ -250,17 +268,14 @@ def _result(view: BindingView) -> Result:
     return Result(view.binding, holder=view.holder, gateway=resource.gateway, service=resource.service)
 
 
-def _heard(result: Result, answer: object) -> Result:
+def _heard(result: Result, answer: Withdrawing | Withdrawn) -> Result:
     match answer:
         case Withdrawing(_, worker, lost):
             return replace(result, outcome="lost" if lost else "waiting", worker=worker)
         case Withdrawn(_, None):
             return replace(result, outcome="over")
         case Withdrawn(_, ending, withdrawn_ns):
-            ended = None if ending is None else ending.value
-            return replace(result, outcome="withdrawn", ending=ended, withdrawn_ns=withdrawn_ns)
-        case _:
-            return result
+            return replace(result, outcome="withdrawn", ending=ending, withdrawn_ns=withdrawn_ns)
 
 
 def print_results(results: Sequence[Result]) -> None:

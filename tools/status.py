@@ -72,6 +72,7 @@ def print_status(status: Status) -> None:
     print_protection(status)
     print_sessions(status)
     print_bindings(status)
+    print_restrictions(status)
     counters = [(counter.name, counter.value) for counter in status.counters]
     if counters:
         print_table("Counters", ("what", "count"), counters)
@@ -88,6 +89,29 @@ def print_protection(status: Status) -> None:
         behind = status.records - protection.size
         made = time_text(protection.made_ns)
         print_line(f"checkpoint over {protection.size} records at {made}, {behind} behind it are unprotected")
+
+
+def print_restrictions(status: Status) -> None:
+    """Who may not claim, by an operator's word."""
+    if not status.restrictions:
+        return
+    print_table(
+        "Restrictions",
+        ("what", "gateway", "service", "host", "since", "until", "by", "why"),
+        [
+            (
+                it.restraint.value,
+                it.gateway or "all",
+                it.service or "all",
+                None if it.host is None else octets_text(it.host),
+                time_text(it.since_ns),
+                None if it.until_ns is None else time_text(it.until_ns),
+                it.by,
+                it.why,
+            )
+            for it in status.restrictions
+        ],
+    )
 
 
 def print_sessions(status: Status) -> None:
@@ -115,9 +139,21 @@ def print_bindings(status: Status) -> None:
     if not status.bindings:
         print_line("No bindings: nobody holds a port.")
         return
+    ordered = {it.binding: f"{it.ending.value}, waits for the worker" for it in status.withdrawals}
     print_table(
         "Bindings",
-        ("binding", "gateway", "public address", "service", "peer", "holder", "mac", "user", "since"),
+        (
+            "binding",
+            "gateway",
+            "public address",
+            "service",
+            "peer",
+            "holder",
+            "mac",
+            "user",
+            "since",
+            "ordered",
+        ),
         [
             (
                 view.binding,
@@ -129,6 +165,7 @@ def print_bindings(status: Status) -> None:
                 None if view.mac is None else octets_text(view.mac),
                 view.user_name,
                 time_text(view.since_ns),
+                ordered.get(view.binding),
             )
             for view in status.bindings
         ],

@@ -22,8 +22,9 @@ from tools.output import (
     protocol_text,
     time_text,
 )
-from tracker.audit import Finding, Holder, Holding, Nobody, Outage, Unknown, who
+from tracker.audit import Finding, Holder, Holding, Nobody, Outage, Restricted, Unknown, who
 from tracker.configuration import PROTOCOLS
+from tracker.events import Restraint
 
 BOTH: Final = (PROTOCOLS["udp"], PROTOCOLS["tcp"])
 
@@ -154,7 +155,8 @@ def as_document(
 
 
 def _finding_document(finding: Finding) -> dict[str, Any]:
-    place = {name: plain(getattr(finding, name)) for name in ("gateway", "public_address", "service", "peer")}
+    names = ("gateway", "public_address", "service", "peer", "restrictions")
+    place = {name: plain(getattr(finding, name)) for name in names}
     match finding.answer:
         case Holder(holding, doubts):
             return {**place, "answer": "held", "holding": plain(holding), "doubts": plain(doubts)}
@@ -182,6 +184,21 @@ def print_finding(finding: Finding, at_ns: int, name: str) -> None:
             print_line(head, ("unknown", "bold yellow"))
             print_outages("because", because)
             print_last("by what the log shows", last)
+    for restriction in finding.restrictions:
+        print_line(f"  {restriction_text(restriction)}")
+
+
+def restriction_text(restriction: Restricted) -> str:
+    """Who might not claim, since when, by whose word."""
+    host = "" if restriction.host is None else octets_text(restriction.host)
+    where = restriction.gateway or "every gateway"
+    limit = "" if restriction.limit_ns is None else f" until {time_text(restriction.limit_ns)}"
+    head = {
+        Restraint.REVOKED: f"{host} barred{limit}",
+        Restraint.RESERVED: f"reserved for {host}",
+        Restraint.FROZEN: f"claims frozen at {where}",
+    }[restriction.restraint]
+    return f"{head} since {time_text(restriction.since_ns)} by {restriction.by}: {restriction.why}"
 
 
 def _place(finding: Finding) -> Iterator[str]:

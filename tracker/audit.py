@@ -16,7 +16,7 @@ Which outage makes what unknown:
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from eventlog.projection import Cell
@@ -36,6 +36,7 @@ from tracker.outages import (
     showing,
     stretches,
 )
+from tracker.restricted import Restricted, restricted
 
 __all__ = [
     "ALIVE",
@@ -44,6 +45,7 @@ __all__ = [
     "Holding",
     "Nobody",
     "Outage",
+    "Restricted",
     "Unknown",
     "alive_note",
     "alive_ns",
@@ -83,13 +85,17 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The answer for one resource; fields None where the question met none."""
+    """The answer for one resource; fields None where the question met none.
+
+    `restrictions`: who might not claim it then, by an operator's word.
+    """
 
     gateway: str | None
     public_address: bytes | None
     service: str | None
     peer: bytes | None
     answer: Holder | Nobody | Unknown
+    restrictions: tuple[Restricted, ...] = ()
 
 
 Answer = Holder | Nobody | Unknown
@@ -117,8 +123,12 @@ def who(  # noqa: PLR0913 (each is a word of the question)
             for stretch in shown
             for of in _services_of(reader, stretch, at_ns, (protocol, port, gateway, service))
         ]
-    if found:
-        return list(_findings(found, len(shown), public_address, known))
+        findings = [
+            replace(it, restrictions=restricted(reader, shown, at_ns, it.gateway, it.service))
+            for it in _findings(found, len(shown), public_address, known)
+        ]
+    if findings:
+        return findings
     blind = ("clock-stepped",) if not shown else ()
     unseen = tuple(outage for outage in known if outage.kind in blind or _hides_a_binding(outage))
     if not shown and not unseen:

@@ -23,6 +23,7 @@ from tracker.messages import (
     Durable,
     GetStatus,
     NoCheckpoint,
+    Reply,
     ReplyBody,
     Request,
     Status,
@@ -208,7 +209,8 @@ def ask(endpoint: str, name: str, question: Volatile, timeout_s: float) -> Reply
     """What the tracker at `endpoint` answers to somebody called `name`; None if none answers in time."""
     with Line.open(endpoint, name) as line:
         line.say(question)
-        return line.hear(timeout_s)
+        answer = line.hear(timeout_s)
+        return None if answer is None else answer.body
 
 
 class Line:
@@ -225,15 +227,18 @@ class Line:
         with zmq.Context() as context, _dealer(context, endpoint, immediate=False) as socket:
             yield cls(socket, name)
 
-    def say(self, body: Volatile) -> None:
-        """Sends it; where no tracker is, it waits for one as long as the line is open."""
-        self.socket.send(encode_request(Request(self._name, 0, 0, 0, 0, read_clock().wall_ns, body)))
+    def say(self, body: Volatile, number: int = 0) -> None:
+        """Sends it; where no tracker is, it waits for one as long as the line is open.
 
-    def hear(self, timeout_s: float) -> ReplyBody | None:
+        `number` comes back as the `incarnation` of what answers it.
+        """
+        self.socket.send(encode_request(Request(self._name, number, 0, 0, 0, read_clock().wall_ns, body)))
+
+    def hear(self, timeout_s: float) -> Reply | None:
         """The next word of the tracker; None: there is none in time. ProtocolError: it is no tracker."""
         if not self.socket.poll(round(timeout_s * 1000)):
             return None
-        return decode_reply(self.socket.recv()).body
+        return decode_reply(self.socket.recv())
 
 
 def _dealer(

@@ -298,7 +298,7 @@ class Machine:
             case FindPort():
                 self._send(peer, request, self._find_port(request.body))
             case body if isinstance(body, Order):
-                self._order(peer, request, FromOperator(caller.name, body), now)
+                self._order(peer, request, FromOperator(_operator(caller, request), body), now)
             case _:
                 return False
         return True
@@ -530,3 +530,8 @@ class Machine:
                     max(0, left_ns) // ownership.MILLISECOND_NS,
                     len(gateway.bindings),
                 )
+
+
+def _operator(caller: Caller, request: Request) -> str:
+    """Who gave an order, for the log: a key's name; of a local user what he calls himself, and who he is."""
+    return caller.name if caller.key is not None else f"{request.worker} ({caller.name})"
