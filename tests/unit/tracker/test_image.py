@@ -71,7 +71,7 @@ class Play:
                 self.machine.receive("peer", self.request(worker, body, age_ms), now, WORKER)
             case FromOperator(by, order):
                 self.machine.receive(
-                    "peer", encode_request(Request("o", 0, 0, 0, 0, 5, order)), now, operator(by)
+                    "peer", encode_request(Request(by, 0, 0, 0, 0, 5, order)), now, operator(by)
                 )
             case PassTime():
                 self.machine.pass_time(now)

@@ -11,10 +11,24 @@ from hypothesis import strategies as st
 
 from eventlog.record import Record
 from eventlog.snapshot import snapshot_fields
-from tests.unit.tracker.wire import ANN, BOB, READER, SECOND_NS, WORKER, at, claim, counting, opening, speaker
+from tests.unit.tracker.wire import (
+    ANN,
+    BOB,
+    OPERATOR,
+    READER,
+    SECOND_NS,
+    WORKER,
+    at,
+    claim,
+    counting,
+    opening,
+    operator,
+    speaker,
+)
 from tracker.conversation import Answer, Conversation, OutboxOutdated, inherited
 from tracker.events import (
     BindingWithdrawn,
+    ClaimsFrozen,
     Ending,
     KernelStateRestored,
     KeyChanged,
@@ -57,7 +71,7 @@ from tracker.messages import (
     decode_reply,
     encode_request,
 )
-from tracker.orders import ReleaseBinding, RevokeBinding, Withdrawing, Withdrawn
+from tracker.orders import FreezeClaims, ReleaseBinding, RevokeBinding, Withdrawing, Withdrawn
 from tracker.ownership import State
 
 
@@ -511,7 +525,7 @@ def frames_by_peer(talk: Talk) -> list[tuple[object, object]]:
 
 def order_from(talk: Talk, order: Body, seconds: float = 2) -> list[tuple[object, object]]:
     request = Request("olga", 0, 0, 0, 0, 5, order)
-    talk.machine.receive("operator", encode_request(request), at(seconds), speaker(order, "olga"))
+    talk.machine.receive("operator", encode_request(request), at(seconds), operator("olga"))
     return frames_by_peer(talk)
 
 
@@ -576,3 +590,10 @@ def test_a_reader_gives_no_orders(talk: Talk) -> None:
     refused = NotAllowed("ReleaseBinding is for operator, unix:1000 is reader")
     assert frames_by_peer(talk) == [("reader", refused)]
     assert talk.machine.counters["refused: role"] == 1
+
+
+def test_a_local_operator_is_named_by_what_he_says_and_by_who_he_is(talk: Talk) -> None:
+    frame = encode_request(Request("olga", 0, 0, 0, 0, 5, FreezeClaims(None, "work")))
+    talk.machine.receive("operator", frame, at(2), OPERATOR)
+    frames_by_peer(talk)
+    assert talk.disk.events()[-1] == ClaimsFrozen(None, "olga (unix:0)", "work")

@@ -61,7 +61,7 @@ OPERATOR = Caller(Role.OPERATOR, "unix:0")
 
 def operator(name: str) -> Caller:
     """An operator, by the name of his key."""
-    return dataclasses.replace(OPERATOR, name=name)
+    return dataclasses.replace(OPERATOR, name=name, key="a key")
 
 
 def speaker(body: Body, name: str) -> Caller:
