@@ -21,8 +21,9 @@ from typing import Any, Final, Literal
 
 import click
 
-from rewriter.configuration import GatewayFile, GatewaySection, ruleset_for
-from rewriter.ruleset import MOST_SPEAKERS, TABLE, render
+from rewriter.configuration import GatewayFile, GatewaySection, kernel_services, ruleset_for
+from rewriter.ruleset import MOST_SPEAKERS, render
+from tools.firewalls import guards
 from tools.options import DEFAULT_CONFIG, config_option, json_option
 from tools.output import print_json, print_line
 from tracker.configuration import ConfigurationError, load
@@ -86,7 +87,7 @@ def examine(config: Path) -> Iterator[Check]:
     yield from check_forwarding(Path("/proc/sys/net/ipv4"))
     if file is not None and file.gateway is not None:
         yield from check_gateway(file, file.gateway)
-    yield from check_policies()
+        yield from check_firewalls(file, file.gateway)
 
 
 # --- rights, tools, libraries -------------------------------------------------------------------------------
@@ -307,13 +308,11 @@ def check_log_directory(directory: Path) -> Check:
     return Check("ok", "log", f"{directory} is writable")
 
 
-def check_policies() -> Iterator[Check]:
+def check_firewalls(file: GatewayFile, gateway: GatewaySection) -> Iterator[Check]:
     """Other tables whose forward chains drop what no rule of theirs accepts."""
-    listed = output_of(["nft", "--json", "list", "chains"]) if shutil.which("nft") else ""
-    for item in json.loads(listed)["nftables"] if listed else ():
-        chain = item.get("chain", {})
-        foreign = (chain.get("family"), chain.get("table")) != ("ip", TABLE)
-        if foreign and chain.get("hook") == "forward" and chain.get("policy") == "drop":
-            place = f"{chain['family']} {chain['table']} {chain['name']}"
-            mend = "let pass there: what the LAN sends, `ct status dnat`, `ct state established,related`"
-            yield Check("warn", "firewall", f"the chain {place} drops forwarded packets by policy", mend)
+    listed = output_of(["nft", "--json", "list", "ruleset"]) if shutil.which("nft") else ""
+    ports = [span for service in kernel_services(file) for span in service.ports()]
+    items = json.loads(listed)["nftables"] if listed else ()
+    for guard in guards(items, lan=gateway.lan, wan=gateway.wan, ports=ports):
+        found = f"the chain {guard.chain} drops what no rule of its own accepts; a call needs one"
+        yield Check("warn", "firewall", found, guard.mend)
