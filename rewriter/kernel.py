@@ -427,6 +427,8 @@ class GatewayKernel:
         self._baseline = {}
         for service in rules.services:
             self._forget_all_but(service, {e.holder for e in elements if e.service == service.name})
+        for element in elements:  # whoever installed it may have ended before it came to this
+            self._forget_claimed_tuples(rules.service(element.service), element)
         return kept, before
 
     def stand_in(self, epoch: int) -> None:
@@ -478,7 +480,10 @@ class GatewayKernel:
         self._baseline.update({name: counters[name] for name in counter_names(service)})
 
     def withdraw(self, element: Element) -> tuple[int, int]:
-        """Take the port and forget its connections; (packets, octets) that went out and in meanwhile."""
+        """Take the port and forget its connections; (packets, octets) that went out and in meanwhile.
+
+        Raises KernelRefused when the table is not this epoch's, or is flushed, at any moment of it.
+        """
         self._remove(element, always=True)
         self.purge(element)
         return self._carried(self.rules.service(element.service))
@@ -533,6 +538,8 @@ class GatewayKernel:
 
     def _carried(self, service: Service) -> tuple[int, int]:
         counters = self.tables.counters()
+        if self.tables.epoch() != self.epoch:  # asked for behind them: an epoch does not come back
+            raise KernelRefused("the counters are another table's: they began anew")
         packets = octets = 0
         for name in counter_names(service):
             now, before = counters.get(name, (0, 0)), self._baseline.get(name, (0, 0))

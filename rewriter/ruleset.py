@@ -417,7 +417,7 @@ def nat_chains(rules: Ruleset) -> Iterator[str]:
                 f"iifname {lan} oifname {wan} ip saddr @{name}_holders meta l4proto {protocol}"
                 f" meta l4proto . th dport @{name}_ports {mark_connection(rules, service, OPENED_INSIDE)}"
                 f" snat to ip saddr map @{name}_outbound : {protocol} sport",
-                # Not in the map: somebody flushed it. Untranslated, the flow would stay so for its whole life.
+                # Not in the map: somebody flushed it. Untranslated, the flow would stay so all its life.
                 f"iifname {lan} oifname {wan} ip saddr @{name}_holders meta l4proto {protocol}"
                 f" meta l4proto . th dport @{name}_ports counter name not_the_holder drop",
                 # Another host's flow from a held port would take the holder's tuple, and the holder's own

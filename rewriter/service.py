@@ -325,9 +325,10 @@ class Worker:
         gateway = self._gateway
         match effect:
             case Install(binding, element):
+                began = read_clock()  # if we are stopped now, its idle time runs in the kernel meanwhile
                 self._kernel.install(element)
                 log.info("%s holds %s", element.holder, element.service)
-                return gateway.installed(binding, read_clock())
+                return gateway.installed(binding, began)
             case Withdraw(binding, element, reason):
                 packets, octets = self._kernel.withdraw(element)
                 log.info("%s no longer holds %s: %s", element.holder, element.service, reason)

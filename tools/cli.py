@@ -40,6 +40,7 @@ COMMANDS: Mapping[str, str] = {
     "doctor": "Would a rewriter run here, and if not, what is missing.",
     "pcap": "Translate a capture as the gateway would, or explain its packets field by field.",
     "import-ipautofw": "Command lines of ipautofw and ipmasqadm as porthold's configuration, flag by flag.",
+    "simulate": "The whole of it in simulated adversity, from seeds, against a reference model.",
     "lab": "Try the datapath of this machine in network namespaces: vectors of packets before and after.",
 }
 # Commands whose file has another name, because theirs is taken: tools/lab.py is the laboratory itself.

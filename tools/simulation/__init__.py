@@ -1,0 +1,1 @@
+"""The deterministic simulation: the real tracker, worker, outbox and log under simulated system calls."""
