@@ -78,7 +78,7 @@ class Replay:
         past = self._state_at(size)
         if begin is not None and begin > size:
             raise click.UsageError(f"--to ends after {size} records, before --from.")
-        shown = [] if begin is None else list(select(self._reader, begin, size, ()))
+        shown = iter(()) if begin is None else select(self._reader, begin, size, ())
         if self._as_json:
             records = {} if begin is None else {"log": [to_document(item) for item in shown]}
             print_json({**records, "state": past})
