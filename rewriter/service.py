@@ -253,21 +253,28 @@ class Worker:
             case Action.REFUSE:
                 queued.set_mark(mark | rules.packet_mark(REFUSED))
             case Action.ACCEPT:
+                is_talk = bool(queued.get_mark() & rules.packet_mark(TALK))
+                if not self._replace_payload(queued, verdict.payload) and is_talk:
+                    queued.drop()
+                    return
                 queued.set_mark(mark)
-                self._replace_payload(queued, verdict.payload)
         queued.accept()
 
-    def _replace_payload(self, queued: Packet, payload: bytes | None) -> None:
-        """Put the payload in; a claim's packet comes without: the kernel rewrites it, or nobody but us."""
+    def _replace_payload(self, queued: Packet, payload: bytes | None) -> bool:
+        """Put the payload in; a claim's packet comes without: the kernel rewrites it, or nobody but us.
+
+        False for one that nobody can rewrite: its lengths lie, or netlink had no room for its last octets.
+        """
         if payload is None and self._rewrites_in_kernel:
-            return
+            return True
         udp = packet.parse(queued.get_payload())
         if udp is None:
-            return
+            return self._rewrites_in_kernel
         if payload is None:
             payload = self._gateway.translate(udp)
         if payload is not None and udp.payload != payload:
             queued.set_payload(udp.with_payload(payload))
+        return True
 
     # --- effects -----------------------------------------------------------------------------------------
 

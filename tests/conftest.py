@@ -17,6 +17,10 @@ settings.load_profile("ci" if os.environ.get("CI") == "true" else "developer")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The long versions, by hand; add `--timeout 0`."""
+    differences = parser.getgroup("differences", "packets through translate and both datapaths")
+    differences.addoption(
+        "--packets", type=int, default=2000, help="how many (tests/lab/test_differential.py)"
+    )
     crashes = parser.getgroup("crashes", "crash tests of the log (tests/crash/test_log_*.py)")
     crashes.addoption("--kills", type=int, default=50, help="how often the appending process is killed")
     crashes.addoption("--crash-points", type=int, default=200, help="how often the power fails")

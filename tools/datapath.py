@@ -30,7 +30,7 @@ MTU: Final = 1500
 
 _ETHERTYPE_IPV4: Final = 0x0800
 _ETHERNET_HEADER: Final = 14
-_IP_HEADER: Final = 20
+_COPIED: Final = 0x80  # the bit of an IP option that stands in every fragment (RFC 791)
 _RECEIVE_BUFFER: Final = 1 << 25
 _SO_RCVBUFFORCE: Final = 33  # include/uapi/asm-generic/socket.h
 _FAR_END: Final = "02:00:00:00:00:01"  # nobody's: the frames are seen by packet sockets alone
@@ -142,6 +142,8 @@ class Datapath:
         """
         self._configure(f"route replace {address}/32 via {_NEXT_HOP} dev lan0 onlink" for address in inside)
         self._tables.apply((f"delete table ip {TABLE}\n" if self._loaded else "") + table)
+        if self._loaded:  # the new vectors' flows may have the ends of earlier ones
+            self._lab.run("gateway", ["conntrack", "-F"])
         self._loaded = True
         self._answer_talk = answer_talk
         if self._queue is None:
@@ -236,27 +238,44 @@ class Wire:
         pieces = self._waiting.setdefault(key, {})
         pieces[int.from_bytes(fragment[6:8], "big") & 0x1FFF] = fragment
         last = pieces[max(pieces)]
-        body = b"".join(pieces[offset][_IP_HEADER:] for offset in sorted(pieces))
-        length = max(pieces) * 8 + len(last) - _IP_HEADER
+        body = b"".join(parts(pieces[offset])[1] for offset in sorted(pieces))
+        length = max(pieces) * 8 + len(parts(last)[1])
         if last[6] & 0x20 or len(body) != length:
             return None
         del self._waiting[key]
-        whole = bytearray(pieces[0][:_IP_HEADER])
-        whole[2:4], whole[6:8] = (_IP_HEADER + length).to_bytes(2, "big"), bytes(2)
+        whole = bytearray(parts(pieces[0])[0])
+        whole[2:4], whole[6:8] = (len(whole) + length).to_bytes(2, "big"), bytes(2)
         return Arrival(self.side, bytes(with_header_checksum(whole)) + body, len(pieces))
 
 
+def parts(whole: bytes) -> tuple[bytes, bytes]:
+    """An IPv4 packet's header, options included, and its body."""
+    length = (whole[0] & 0x0F) * 4
+    return whole[:length], whole[length:]
+
+
+def with_options(whole: bytes, options: bytes) -> bytes:
+    """An IPv4 packet that has no options, with some: whole words."""
+    header = bytearray(whole[:20] + options)
+    header[0] = 0x40 | len(header) // 4
+    header[2:4] = (len(whole) + len(options)).to_bytes(2, "big")
+    return bytes(with_header_checksum(header)) + whole[20:]
+
+
 def fragments(sent: bytes) -> Iterator[bytes]:
-    """An IPv4 packet (its header without options) in pieces that fit the link."""
-    body = sent[_IP_HEADER:]
-    room = (MTU - _IP_HEADER) // 8 * 8
+    """An IPv4 packet in pieces that fit the link; its first option says whether all are copied."""
+    first, body = parts(sent)
+    room = (MTU - len(first)) // 8 * 8
     if len(sent) <= MTU:
         yield sent
         return
     for offset in range(0, len(body), room):
         piece = body[offset : offset + room]
-        header = bytearray(sent[:_IP_HEADER])
-        header[2:4] = (_IP_HEADER + len(piece)).to_bytes(2, "big")
+        header = bytearray(first)
+        if offset > 0 and len(first) > 20 and not first[20] & _COPIED:
+            header = header[:20]
+            header[0] = 0x45
+        header[2:4] = (len(header) + len(piece)).to_bytes(2, "big")
         more = 0x2000 if offset + room < len(body) else 0
         header[6:8] = (more | offset // 8).to_bytes(2, "big")
         yield bytes(with_header_checksum(header)) + piece
@@ -268,9 +287,10 @@ def identification_of(whole: bytes) -> int:
 
 def with_identification(whole: bytes, identification: int) -> bytes:
     """The packet with another IP identification, its header checksum made anew."""
-    header = bytearray(whole[:_IP_HEADER])
-    header[4:6] = identification.to_bytes(2, "big")
-    return bytes(with_header_checksum(header)) + whole[_IP_HEADER:]
+    header, body = parts(whole)
+    identified = bytearray(header)
+    identified[4:6] = identification.to_bytes(2, "big")
+    return bytes(with_header_checksum(identified)) + body
 
 
 def with_header_checksum(header: bytearray) -> bytearray:

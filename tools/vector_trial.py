@@ -15,7 +15,16 @@ from rewriter import packet, ruleset
 from rewriter.cuseeme import HEADER_LENGTH, DataType, Direction, translate
 from rewriter.packet import Endpoint, UdpPacket, build_udp, is_checksum_valid
 from rewriter.ruleset import OPENED_INSIDE, OPENED_OUTSIDE, TABLE, Ports, Ruleset, Service
-from tools.datapath import EPOCH, Answer, Arrival, Datapath, Side, describe, production_rules
+from tools.datapath import (
+    EPOCH,
+    Answer,
+    Arrival,
+    Datapath,
+    Side,
+    describe,
+    production_rules,
+    with_options,
+)
 
 VECTORS_AT_ONCE: Final = 25
 """Four packets each: 100 OpenContinues of one source are as many as the ruleset queues at once."""
@@ -31,7 +40,10 @@ _ENDS_OF_A_SUBNET: Final = (0, 255)
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """A payload before and after translation, and its flow's inside ends; `line` is where it was found."""
+    """A payload before and after translation, and its flow's inside ends; `line` is where it was found.
+
+    `options`: whole words in the IP headers of its packets.
+    """
 
     line: int
     name: str
@@ -41,6 +53,7 @@ class Vector:
     private: Endpoint
     payload: bytes
     expected: bytes
+    options: bytes = b""
 
     def is_queued(self, rules: Ruleset) -> bool:
         """Whether the ruleset queues it: with a whole header an OpenContinue, or anything without `@ih`."""
@@ -86,8 +99,10 @@ class Flow:
         """The packet as it is put in, in the connection opened from that side."""
         peer = self.peer_of(opened)
         if direction is Direction.OUT:
-            return Side.INSIDE, build_udp(self.vector.private, peer, payload, checksum=checksum)
-        return Side.OUTSIDE, build_udp(peer, self.vector.public, payload, checksum=checksum)
+            side, ends = Side.INSIDE, (self.vector.private, peer)
+        else:
+            side, ends = Side.OUTSIDE, (peer, self.vector.public)
+        return side, with_options(build_udp(*ends, payload, checksum=checksum), self.vector.options)
 
     def opening(self, opened: int) -> tuple[Side, bytes]:
         """An empty packet that makes a connection."""
@@ -101,9 +116,8 @@ class Flow:
 # --- the table --------------------------------------------------------------------------------------------
 
 
-def vector_rules(vectors: Sequence[Vector], *, rewrites_in_kernel: bool = True) -> Ruleset:
+def vector_rules(rules: Ruleset, vectors: Sequence[Vector]) -> Ruleset:
     """Production's rules for a service that has the vectors' ports too: the sets name them, no chain does."""
-    rules = production_rules(rewrites_in_kernel=rewrites_in_kernel)
     service = rules.services[0]
     ports = {port for vector in vectors for port in (vector.public.port, vector.private.port)}
     more = tuple(Ports("udp", port, port) for port in sorted(ports))
@@ -167,15 +181,19 @@ def peers(vectors: Sequence[Vector]) -> Iterator[bytes]:
 
 def try_vectors(vectors: Sequence[Vector], *, rewrites_in_kernel: bool = True) -> Iterator[Result]:
     """Try all vectors, in their order; LabError where this machine cannot."""
-    addresses = peers(vectors)
-    rules = vector_rules(vectors, rewrites_in_kernel=rewrites_in_kernel)
     with Datapath() as datapath:
-        for start in range(0, len(vectors), VECTORS_IN_A_TABLE):
-            some = vectors[start : start + VECTORS_IN_A_TABLE]
-            flows = [Flow(vector, peer) for vector, peer in zip(some, addresses, strict=False)]
-            load(datapath, rules, flows)
-            for first in range(0, len(flows), VECTORS_AT_ONCE):
-                yield from try_flows(datapath, rules, flows[first : first + VECTORS_AT_ONCE])
+        yield from try_in(datapath, production_rules(rewrites_in_kernel=rewrites_in_kernel), vectors)
+
+
+def try_in(datapath: Datapath, production: Ruleset, vectors: Sequence[Vector]) -> Iterator[Result]:
+    """The same in a datapath that is there, as often as wanted, always with the same `production` rules."""
+    rules = vector_rules(production, vectors)
+    for start in range(0, len(vectors), VECTORS_IN_A_TABLE):
+        some = vectors[start : start + VECTORS_IN_A_TABLE]
+        flows = [Flow(vector, peer) for vector, peer in zip(some, peers(vectors), strict=False)]
+        load(datapath, rules, flows)
+        for first in range(0, len(flows), VECTORS_AT_ONCE):
+            yield from try_flows(datapath, rules, flows[first : first + VECTORS_AT_ONCE])
 
 
 def load(datapath: Datapath, rules: Ruleset, flows: Sequence[Flow]) -> None:

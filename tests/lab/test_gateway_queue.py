@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from rewriter.packet import Endpoint, build_udp
 from tests.lab.conftest import make_site
 from tests.lab.gateway_site import (
     ANN,
@@ -92,6 +93,22 @@ def test_a_caller_from_any_port_and_packets_without_a_checksum(queue_site: Site)
     zoe.command("video 20 100")
     await_received(ann, "video", 22)
     assert_nothing_wrong(ann, zoe)
+
+
+def test_what_cannot_be_read_whole_does_not_leave_untranslated(queue_site: Site) -> None:
+    listener, ann = queue_site.udp_socket("reflector"), queue_site.udp_socket("workstation-1")
+    ann.sendto(open_continue(ANN), (REFLECTOR, SERVICE_PORT))
+    queue_site.await_holders(ANN)
+    received(listener)
+    ends = Endpoint.parse(f"{ANN}:{SERVICE_PORT}"), Endpoint.parse(f"{REFLECTOR}:{SERVICE_PORT}")
+    with_more_behind = bytearray(build_udp(*ends, video(ANN), checksum=False) + b"more")
+    with_more_behind[2:4] = len(with_more_behind).to_bytes(2, "big")
+    queue_site.raw_socket("workstation-1").sendto(with_more_behind, (REFLECTOR, 0))
+    ann.sendto(video(ANN, bytes(65507 - 28)), (REFLECTOR, SERVICE_PORT))  # netlink lacks room for four octets
+    ann.sendto(video(ANN, b"whole"), (REFLECTOR, SERVICE_PORT))
+    arrived = received(listener)
+    assert [payload[12:16] for payload, _ in arrived] == [socket.inet_aton(PUBLIC)]
+    assert arrived[0][0].endswith(b"whole")
 
 
 def test_another_workstation_is_refused_until_the_holder_is_idle(queue_site: Site) -> None:
