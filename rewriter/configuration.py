@@ -19,6 +19,8 @@ from tracker.events import PortRange
 QUEUES_BY_EPOCH: Final = 16
 """So many epochs have queue numbers of their own before they come round again; two workers can overlap."""
 REWRITTEN_PORTS_LIMIT: Final = 1024
+NEVER_S: Final = 365 * 86_400.0
+"""The idle time of a fixed holder: when it is over after all, he is given the port anew."""
 
 
 def _interface(name: str) -> str:
@@ -122,8 +124,10 @@ def kernel_services(file: GatewayFile) -> tuple[Service, ...]:
             number=number,
             control=tuple(to_ports(ports) for ports in section.definition(name).control),
             forward=tuple(to_ports(ports) for ports in section.definition(name).forward),
-            idle_s=section.idle_s,
+            idle_s=section.idle_s if section.holder is None else NEVER_S,
             rewrites=section.profile == "cuseeme",
+            policy=section.policy.value,
+            fixed_holder=None if section.holder is None else IPv4Address(section.holder),
         )
         for number, (name, section) in enumerate(file.services.items(), start=1)
     )

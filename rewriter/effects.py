@@ -58,6 +58,18 @@ class Withdraw:
 
 
 @dataclass(frozen=True, slots=True)
+class Carried:
+    """What went through the kernel for a binding, and how many connections were opened to it from outside.
+
+    None: nobody knows.
+    """
+
+    packets: int | None = None
+    octets: int | None = None
+    callers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Purge:
     """Delete the connections of a host that holds no longer."""
 

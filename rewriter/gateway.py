@@ -23,6 +23,7 @@ from rewriter.cuseeme import Direction
 from rewriter.effects import (
     Action,
     Adopt,
+    Carried,
     CheckPeers,
     Effect,
     Install,
@@ -83,6 +84,7 @@ ENDED_KEPT: Final = 1024
 """So many ended bindings are remembered, lest a late answer bring one back."""
 HOLES_KEPT: Final = 100
 """So many holes are remembered while there is no session to report them in."""
+UNKNOWN: Final = Carried()
 PROTOCOLS: Final[dict[int, Protocol]] = {UDP: "udp", TCP: "tcp"}
 
 
@@ -119,6 +121,7 @@ class Gateway:
         self._standing: tuple[Element, ...] = ()  # what the kernel held before the first session
         self._standing_epoch: int | None = None
         self._waiting: dict[tuple[str, IPv4Address], Waiting] = {}
+        self._successors: dict[int, list[ClaimPort]] = {}  # binding → the claims that wait for its end
         self._hang_ups: dict[int, int] = {}  # binding → when its peers are looked at
         self._unheard: list[BindingWithdrawn] = []  # of these, what the new session had not heard
         self._ended: dict[int, BindingWithdrawn] = {}  # what was reported of them
@@ -241,6 +244,36 @@ class Gateway:
             observed_ns=now.wall_ns,
         )
 
+    def _claim_fixed(self, now: Instant) -> Iterator[Effect]:
+        """For hosts that the configuration names: no packet of theirs has to come first."""
+        if self.epoch is None or self.public is None or self._opening or self._tracker_silent(now):
+            return
+        for service in self.settings.services:
+            holder = service.fixed_holder
+            if holder is None or (service.name, holder) in self._waiting:
+                continue
+            if any(held.element.service == service.name for held in self._held.values()):
+                continue  # his, or still on its way out
+            first = service.control[0]
+            request = ClaimPort(
+                gateway=self.settings.gateway,
+                epoch=self.epoch,
+                public_address=self.public.packed,
+                service=service.name,
+                peer=None,
+                holder=holder.packed,
+                mac=None,
+                protocol=UDP if first.protocol == "udp" else TCP,
+                source_port=0,
+                destination=bytes(4),
+                destination_port=0,
+                claim_timeout_ms=round(self.settings.claim_timeout_s * 1000),
+                observed_ns=now.wall_ns,
+            )
+            deadline_ns = now.monotonic_ns + round(self.settings.claim_timeout_s * SECOND_NS)
+            self._waiting[service.name, holder] = Waiting(request, None, deadline_ns)
+            yield Submit(request)
+
     def not_submitted(self, request: ClaimPort) -> Iterator[Effect]:
         """The outbox could not keep the claim (a full disk): as if it had been refused."""
         self._count("claims_not_kept")
@@ -301,7 +334,7 @@ class Gateway:
         if talk is None:
             return
         name = held.learn(talk, IPv4Address(udp.destination.address), now.monotonic_ns)
-        if talk.is_hang_up:
+        if talk.is_hang_up and self._services[held.element.service].fixed_holder is None:
             self._hang_ups.setdefault(held.binding, now.monotonic_ns + HANG_UP_LINGER_NS)
         if name is not None and self.epoch is not None and not self._tracker_silent(now):
             held.set_name(name, now.monotonic_ns)
@@ -327,7 +360,8 @@ class Gateway:
                 if isinstance(request, ClaimPort) and not inherited:
                     yield from self._claim_decided(request, reply, now)
             case WithdrawBinding():
-                yield from self._ordered(reply, now)
+                successor = request if isinstance(request, ClaimPort) and not inherited else None
+                yield from self._ordered(reply, successor, now)
             case HeartbeatAcknowledged() | Acknowledged():
                 pass
             case _:
@@ -350,6 +384,7 @@ class Gateway:
             if waiting.packet is not None:
                 yield Verdict(waiting.packet, Action.DROP)
         self._waiting.clear()
+        self._successors.clear()
         if self.epoch is not None and reply.epoch <= self.epoch:
             # Another log was put in the old one's place: its numbers mean other bindings.
             for known in (self._held, self._hang_ups, self._ended):
@@ -364,12 +399,13 @@ class Gateway:
         for view in views:
             if view.binding not in self._held:
                 self._held[view.binding] = held_from(view, self._idle_ns(view.resource.service))
-        wanted = [(held.binding, held.element) for held in self._held.values() if self._knows(held)]
+        wanted = [(held.binding, held.element) for held in self._held.values() if self._fits(held)]
         yield Adopt(reply.epoch, tuple(wanted))
 
-    def _knows(self, held: Held) -> bool:
-        """Whether our configuration has its service (still)."""
-        return held.element.service in self._services
+    def _fits(self, held: Held) -> bool:
+        """Whether our configuration has its service (still), and does not give it to another host."""
+        service = self._services.get(held.element.service)
+        return service is not None and service.fixed_holder in (None, held.element.holder)
 
     def _claim_decided(
         self, request: ClaimPort, reply: ClaimGranted | ClaimRefused, now: Instant
@@ -413,6 +449,16 @@ class Gateway:
             yield Settle(*key)
             yield Verdict(packet, Action.DROP)
 
+    def _claim_again(self, request: ClaimPort, now: Instant) -> Iterator[Effect]:
+        """The same claim, behind the word that the holder before is gone."""
+        key = (request.service, IPv4Address(request.holder))
+        waiting = self._waiting.get(key)
+        if waiting is None or waiting.request != request or waiting.packet is None:
+            return  # given up: whoever sends next takes what is free now
+        again = replace(request, observed_ns=now.wall_ns)
+        self._waiting[key] = Waiting(again, waiting.packet, waiting.deadline_ns)
+        yield Submit(again)
+
     def _refused(self, request: ClaimPort, *, is_over: bool = False) -> Iterator[Effect]:
         key = (request.service, IPv4Address(request.holder))
         waiting = self._waiting.get(key)
@@ -424,13 +470,19 @@ class Gateway:
         if waiting.packet is not None:
             yield Verdict(waiting.packet, Action.REFUSE)
 
-    def _ordered(self, order: WithdrawBinding, now: Instant) -> Iterator[Effect]:
+    def _ordered(self, order: WithdrawBinding, successor: ClaimPort | None, now: Instant) -> Iterator[Effect]:
+        """`successor`: the claim for which it has to go (policy "last"), to be made again behind its end."""
         held = self._held.get(order.binding)
         if held is not None:
+            if successor is not None:
+                self._successors.setdefault(order.binding, []).append(successor)
             yield from self._withdraw(held, order.reason)
-        elif order.binding not in self._ended and self.epoch is not None:
+            return
+        if order.binding not in self._ended and self.epoch is not None:
             # Its grant was never heard, and is now worth nothing: the kernel does not have it.
             yield from self._report_ended(order.binding, order.reason, now)
+        if successor is not None:
+            yield from self._claim_again(successor, now)
 
     # --- outcomes --------------------------------------------------------------------------------------
 
@@ -453,17 +505,16 @@ class Gateway:
             yield Verdict(held.packet, Action.REFUSE)
         yield from self._withdraw(held, Ending.LOST)
 
-    def withdrawn(
-        self, binding: int, now: Instant, *, packets: int | None = None, octets: int | None = None
-    ) -> Iterator[Effect]:
+    def withdrawn(self, binding: int, now: Instant, carried: Carried = UNKNOWN) -> Iterator[Effect]:
         """The kernel has let go: now the tracker may hear of it."""
         held = self._held.pop(binding)
         self._hang_ups.pop(binding, None)
         self._purges.append((now.monotonic_ns + PURGE_AGAIN_NS, held.element))
         if held.withdrawing is None:
             raise ValueError(f"binding {binding} was withdrawn unasked")
-        carried = (packets, octets)
         yield from self._report_ended(binding, held.withdrawing, now, held.last_packet_ns, carried)
+        for request in self._successors.pop(binding, ()):
+            yield from self._claim_again(request, now)
 
     def _report_ended(
         self,
@@ -471,7 +522,7 @@ class Gateway:
         reason: Ending,
         now: Instant,
         last_packet_ns: int | None = None,
-        carried: tuple[int | None, int | None] = (None, None),
+        carried: Carried = UNKNOWN,
     ) -> Iterator[Effect]:
         """The kernel has nothing of it, and never will again."""
         if self.epoch is None:
@@ -485,8 +536,9 @@ class Gateway:
             reason=reason,
             withdrawn_ns=now.wall_ns,
             last_packet_ns=last_packet_ns,
-            packets=carried[0],
-            octets=carried[1],
+            packets=carried.packets,
+            octets=carried.octets,
+            callers=carried.callers,
         )
         self._ended[binding] = report
         if len(self._ended) > ENDED_KEPT:
@@ -517,11 +569,14 @@ class Gateway:
             del self._held[held.binding]
             self._hang_ups.pop(held.binding, None)
             # With a table it ran out there while nobody looked; without one the kernel started anew.
-            was_idle = had_table and self._knows(held) and now.wall_ns - held.since_ns >= held.idle_ns
+            was_idle = had_table and now.wall_ns - held.since_ns >= held.idle_ns
             reason = Ending.IDLE if was_idle else Ending.LOST
+            if not self._fits(held):
+                reason = Ending.RECONFIGURED
             yield from self._report_ended(held.binding, reason, now, held.last_packet_ns)
         yield from self._leave_old_addresses()
         yield from self._announce(now)
+        yield from self._claim_fixed(now)
 
     def restored(self, what: str, now: Instant) -> Iterator[Effect]:
         """The kernel is as it should be again: the hole goes into the log."""
@@ -705,6 +760,7 @@ class Gateway:
         if self.epoch is not None:
             self._nonce += 1
             yield Send(Heartbeat(self.settings.gateway, self.epoch, self._nonce))
+            yield from self._claim_fixed(now)
         elif self._reopen_ns is not None and now.monotonic_ns >= self._reopen_ns:
             yield from self._open()
 

@@ -25,7 +25,7 @@ import netfilterqueue
 import nftables
 
 from rewriter import ruleset
-from rewriter.effects import KernelView
+from rewriter.effects import Carried, KernelView
 from rewriter.ruleset import Element, Ruleset, Service
 
 SIOCGIFADDR = 0x8915  # include/uapi/linux/sockios.h
@@ -479,12 +479,12 @@ class GatewayKernel:
         counters = self.tables.counters()
         self._baseline.update({name: counters[name] for name in counter_names(service)})
 
-    def withdraw(self, element: Element) -> tuple[int, int]:
-        """Take the port and forget its connections; (packets, octets) that went out and in meanwhile.
+    def withdraw(self, element: Element, *, taken_over: bool = False) -> Carried:
+        """Take the port and forget its connections; what it had carried.
 
         Raises KernelRefused when the table is not this epoch's, or is flushed, at any moment of it.
         """
-        self._remove(element, always=True)
+        self._remove(element, always=True, to_anybody=not taken_over)
         self.purge(element)
         return self._carried(self.rules.service(element.service))
 
@@ -494,7 +494,9 @@ class GatewayKernel:
         service = self.rules.service(element.service)
         self._forget(service, lambda connection: element.holder in inside(connection))
 
-    def _remove(self, element: Element, *, anyone: bool = False, always: bool = False) -> None:
+    def _remove(
+        self, element: Element, *, anyone: bool = False, always: bool = False, to_anybody: bool = False
+    ) -> None:
         """Take a binding's elements out; `always`: empty `refused` even where nothing stands any more."""
         service = self.rules.service(element.service)
         for attempt in range(REMOVAL_ATTEMPTS):
@@ -502,7 +504,8 @@ class GatewayKernel:
             if not standing and not always:
                 return
             try:
-                self.tables.apply(ruleset.withdraw(self._epoch(), service, standing))
+                batch = ruleset.withdraw(self._epoch(), service, standing, to_anybody=to_anybody)
+                self.tables.apply(batch)
             except KernelRefused:
                 # Between look and removal an element may run out by itself, and the batch fails whole.
                 if self.tables.epoch() != self.epoch or attempt + 1 == REMOVAL_ATTEMPTS:
@@ -536,15 +539,16 @@ class GatewayKernel:
     def _holders(self, service: Service) -> dict[IPv4Address, IPv4Address]:
         return self.tables.mapped(f"{service.label}_outbound")
 
-    def _carried(self, service: Service) -> tuple[int, int]:
+    def _carried(self, service: Service) -> Carried:
         counters = self.tables.counters()
         if self.tables.epoch() != self.epoch:  # asked for behind them: an epoch does not come back
             raise KernelRefused("the counters are another table's: they began anew")
-        packets = octets = 0
+        counted: list[tuple[int, int]] = []
         for name in counter_names(service):
             now, before = counters.get(name, (0, 0)), self._baseline.get(name, (0, 0))
-            packets, octets = packets + now[0] - before[0], octets + now[1] - before[1]
-        return packets, octets
+            counted.append((now[0] - before[0], now[1] - before[1]))
+        sent, received, callers = counted
+        return Carried(sent[0] + received[0], sent[1] + received[1], callers[0])
 
     def refuse(self, service: str, host: IPv4Address) -> None:
         self.tables.apply(ruleset.refuse(self._epoch(), self.rules.service(service), host))
@@ -676,8 +680,8 @@ class GatewayKernel:
                 delete_connection(connection)
 
 
-def counter_names(service: Service) -> tuple[str, str]:
-    return f"{service.label}_sent", f"{service.label}_received"
+def counter_names(service: Service) -> tuple[str, str, str]:
+    return f"{service.label}_sent", f"{service.label}_received", f"{service.label}_callers"
 
 
 def inside(connection: Connection) -> set[IPv4Address]:

@@ -65,6 +65,9 @@ HOOKED_CHAINS = (
 PENDING_TIMEOUT_S = 4
 ALIVE_TIMEOUT_S = 3
 HUNG_UP_TIMEOUT_S = 5
+CALLED_TIMEOUT_S = 10
+CONNECTION = "inet_proto . ipv4_addr . inet_service . ipv4_addr . inet_service"
+THIS_CONNECTION = "meta l4proto . ip saddr . th sport . ip daddr . th dport"
 TALK_RATE_PER_S = 50
 DYNAMIC = "size 4096; flags dynamic,timeout;"
 PORT_SET = "type inet_proto . inet_service; flags interval;"
@@ -72,6 +75,7 @@ RESERVED_FOR_OTHERS = "32768-60999"
 
 Protocol = Literal["udp", "tcp"]
 Refusal = Literal["icmp", "drop", "pass"]
+Policy = Literal["first", "fixed", "last"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,10 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What is forwarded together; `number` (1..15) is its place in the connection mark."""
+    """What is forwarded together; `number` (1..15) is its place in the connection mark.
+
+    `fixed_holder`: who has it always, by policy "fixed".
+    """
 
     name: str
     number: int
@@ -98,6 +105,8 @@ class Service:
     forward: tuple[Ports, ...]
     idle_s: float
     rewrites: bool
+    policy: Policy = "first"
+    fixed_holder: IPv4Address | None = None
 
     @property
     def label(self) -> str:
@@ -172,7 +181,8 @@ def payload(rules: Ruleset, offset: int, length: int) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    return f"{round(seconds * 1000)}ms"
+    """A time as nft reads it: of more than eight digits only as whole seconds."""
+    return f"{round(seconds * 1000)}ms" if seconds <= 86_400 else f"{round(seconds)}s"
 
 
 def names(words: Iterable[str]) -> str:
@@ -269,6 +279,9 @@ def service_sets(rules: Ruleset, service: Service, bindings: Sequence[Element]) 
     yield f"set {name}_hung_up {{ type ipv4_addr . ipv4_addr; {DYNAMIC} timeout {HUNG_UP_TIMEOUT_S}s; }}"
     yield f"counter {name}_sent {{ }}"
     yield f"counter {name}_received {{ }}"
+    yield f"counter {name}_callers {{ }}"
+    if service.policy == "last":
+        yield f"set {name}_called {{ type {CONNECTION}; {DYNAMIC} timeout {CALLED_TIMEOUT_S}s; }}"
 
 
 # --- chains -----------------------------------------------------------------------------------------------
@@ -318,6 +331,9 @@ def service_chains(rules: Ruleset, service: Service) -> Iterator[str]:
     outgoing: list[str] = []
     incoming: list[str] = []
     claim: list[str] = []
+    called = f"@{name}_called {{ {THIS_CONNECTION} }}"
+    if service.policy == "last":
+        outgoing.append(f"update {called}")
     if service.rewrites:
         outgoing += [
             f"{is_hang_up} counter name hang_ups add @{name}_hung_up {{ ip saddr . ip daddr }}",
@@ -326,6 +342,7 @@ def service_chains(rules: Ruleset, service: Service) -> Iterator[str]:
         incoming.append(f"{is_translated_in_queue} goto talk")
         just_hung_up = f"ip saddr . ip daddr @{name}_hung_up"
         claim += [  # a hang-up never claims, and what trails behind one doesn't either
+            *([f"{is_hang_up} delete {called}"] if service.policy == "last" else []),
             f"{is_hang_up} counter name hang_ups drop",
             f"{just_hung_up} udp length < {UDP_HEADER + HEADER} drop",
             f"{just_hung_up} {payload(rules, 176, 16)} != 101 drop",
@@ -333,6 +350,12 @@ def service_chains(rules: Ruleset, service: Service) -> Iterator[str]:
         ]
     # What conntrack can't follow can't be translated: it must not get a port, nor keep its host from one.
     claim.insert(0, "ct state invalid drop")
+    if service.policy == "last":
+        # Only a new connection takes over. What goes on as if nothing had happened is a former holder's.
+        claim.append(
+            f"{THIS_CONNECTION} @{name}_called update {called} counter name refused"
+            f" {add_mark(rules, REFUSED)} accept"
+        )
     claim += [
         f"ip saddr @{name}_refused counter name refused {add_mark(rules, REFUSED)} accept",
         # The limit makes it one upcall a host, whatever number of processors sees its packets at once: the
@@ -410,7 +433,8 @@ def nat_chains(rules: Ruleset) -> Iterator[str]:
         name = service.label
         arriving.append(
             f"iifname {wan} ip daddr @{name}_inbound meta l4proto . th dport @{name}_ports"
-            f" {mark_connection(rules, service, OPENED_OUTSIDE)} dnat to ip daddr map @{name}_inbound"
+            f" counter name {name}_callers {mark_connection(rules, service, OPENED_OUTSIDE)}"
+            f" dnat to ip daddr map @{name}_inbound"
         )
         for protocol in sorted({ports.protocol for ports in service.ports()}):
             leaving += [
@@ -609,10 +633,18 @@ def install(rules: Ruleset, epoch: int, binding: Element) -> str:
     )
 
 
-def withdraw(epoch: int, service: Service, remove: Iterable[tuple[str, str]]) -> str:
-    """Take the port: `remove` has (set, key) pairs that the kernel was seen to hold; it refuses others."""
+def withdraw(
+    epoch: int, service: Service, remove: Iterable[tuple[str, str]], *, to_anybody: bool = False
+) -> str:
+    """Take the port: `remove` has (set, key) pairs that the kernel was seen to hold; it refuses others.
+
+    `to_anybody`: nobody took it over, so that whoever goes on with an older call may have it.
+    """
     lines = [f"delete element ip {TABLE} {name} {{ {key} }}\n" for name, key in remove]
-    return fence(epoch) + "".join(lines) + f"flush set ip {TABLE} {service.label}_refused\n"
+    flushes = [f"{service.label}_refused"]
+    if service.policy == "last" and to_anybody:
+        flushes.append(f"{service.label}_called")
+    return fence(epoch) + "".join(lines) + "".join(f"flush set ip {TABLE} {name}\n" for name in flushes)
 
 
 def refuse(epoch: int, service: Service, host: IPv4Address) -> str:

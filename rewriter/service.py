@@ -42,6 +42,7 @@ from rewriter.kernel import GatewayKernel, KernelRefused, Queue, QueueBusy
 from rewriter.ruleset import CLAIM, REFUSED, TALK, Ruleset
 from tracker.client import Keeper, OutboxFull, TrackerClient
 from tracker.clock import read_clock
+from tracker.events import Ending
 from tracker.messages import ClaimPort
 
 log = logging.getLogger("porthold.rewriter")
@@ -337,9 +338,9 @@ class Worker:
                 log.info("%s holds %s", element.holder, element.service)
                 return gateway.installed(binding, began)
             case Withdraw(binding, element, reason):
-                packets, octets = self._kernel.withdraw(element)
+                carried = self._kernel.withdraw(element, taken_over=reason is Ending.TAKE_OVER)
                 log.info("%s no longer holds %s: %s", element.holder, element.service, reason)
-                return gateway.withdrawn(binding, read_clock(), packets=packets, octets=octets)
+                return gateway.withdrawn(binding, read_clock(), carried)
             case CheckPeers(binding, element):
                 return gateway.peers_seen(binding, self._kernel.live_peers(element))
             case Adopt():

@@ -225,6 +225,9 @@ def print_holding(verb: str, holding: Holding) -> None:
         name = json.dumps(holding.user_name, ensure_ascii=False) if holding.user_name else "not known"
         hardware = "not known" if holding.mac is None else octets_text(holding.mac)
         print_line(f"  user {name}, mac {hardware}")
+    if not any(holding.destination):
+        print_line("  claimed by no packet: the configuration names this host")
+        return
     target = f"{octets_text(holding.destination)}:{holding.destination_port}"
     source = f"{octets_text(holding.holder)}:{holding.source_port}"
     print_line(f"  claimed by {protocol_text(holding.protocol)} {source} → {target}")

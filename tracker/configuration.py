@@ -170,12 +170,16 @@ _FOR_CHECKPOINTS: Final = frozenset(
 
 
 class ServiceSection(Section):
-    """[services.NAME]: what is forwarded together; the profile says what need not be written down."""
+    """[services.NAME]: what is forwarded together; the profile says what need not be written down.
+
+    `holder`: who has it always, where the policy is fixed.
+    """
 
     profile: Literal["cuseeme", "plain"] = "plain"
     control: tuple[Ports, ...] = ()
     forward: tuple[Ports, ...] = ()
     policy: Policy = Policy.FIRST
+    holder: IPv4 | None = None
     sharing: Sharing = Sharing.EXCLUSIVE
     idle_s: Seconds = 300.0
 
@@ -188,7 +192,8 @@ class ServiceSection(Section):
             self.forward or forward,
             self.policy,
             self.sharing,
-            round(self.idle_s * 1000),
+            0 if self.policy is Policy.FIXED else round(self.idle_s * 1000),
+            self.holder,
         )
 
 
@@ -265,13 +270,17 @@ def _problem(path: Path, fault: Any) -> Problem:  # noqa: ANN401 (pydantic's Err
 def _service_problems(key: str, name: str, section: ServiceSection) -> Iterator[tuple[str, str]]:
     if not _SERVICE_NAME.fullmatch(name):
         yield key, "a service is called by up to 32 small letters, digits and hyphens, a letter first"
+    if (section.policy is Policy.FIXED) != (section.holder is not None):
+        missing = section.holder is None
+        yield f"{key}.holder", f"{'is missing for' if missing else 'has no effect without'} policy = 'fixed'"
+        return
+    if section.policy is Policy.FIXED and "idle_s" in section.model_fields_set:
+        yield f"{key}.idle_s", "has no effect with policy = 'fixed': its holder may be silent for ever"
     definition = section.definition(name)
     if not definition.control:
         yield f"{key}.control", f"is missing, and the profile {section.profile!r} has no default"
     if not definition.forward:
         yield f"{key}.forward", f"is missing, and the profile {section.profile!r} has no default"
-    if section.policy is not Policy.FIRST:
-        yield f"{key}.policy", f"{section.policy.value!r} is not supported yet, only 'first'"
     if section.sharing is not Sharing.EXCLUSIVE:
         yield f"{key}.sharing", f"{section.sharing.value!r} is not supported yet, only 'exclusive'"
 

@@ -41,9 +41,10 @@ from tracker.shapes import (
     unpack,
 )
 
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 """Since 2 a report's own time stands in its record once: not among the fields, but as `reported_ns`.
-Since 3 a session says whether its gateway is fenced."""
+Since 3 a session says whether its gateway is fenced.
+Since 4 a service says who its fixed holder is, and the end of a binding how many callers it had."""
 TRACKER: Final = "tracker"
 """Source name of what the tracker itself says; no worker may bear it."""
 
@@ -52,8 +53,11 @@ class Policy(enum.StrEnum):
     """Who gets a resource that several hosts want."""
 
     FIRST = "first"
+    """Whoever sends first; the others when that one's time is over."""
     FIXED = "fixed"
+    """The host that the configuration names, always."""
     LAST = "last"
+    """Whoever opened a connection last."""
 
 
 class Sharing(enum.StrEnum):
@@ -78,6 +82,8 @@ class Ending(enum.StrEnum):
     """The kernel no longer held it when a worker came to look."""
     STOPPED = "stopped"
     """The worker was told to stop and to take its bindings along."""
+    RECONFIGURED = "reconfigured"
+    """The service is defined otherwise now: held by another host, or shared in another way."""
 
 
 class Restraint(enum.StrEnum):
@@ -123,7 +129,7 @@ class PortRange:
 
 @dataclass(frozen=True, slots=True)
 class ServiceDefinition:
-    """What is forwarded together, as the worker's configuration says."""
+    """What is forwarded together, as the worker's configuration says; `holder`: only of a fixed service."""
 
     name: Name
     control: tuple[PortRange, ...]
@@ -131,6 +137,7 @@ class ServiceDefinition:
     policy: Policy
     sharing: Sharing
     idle_ms: Milliseconds
+    holder: Address | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,7 +451,11 @@ class BindingInstalled:
 
 @dataclass(frozen=True, slots=True)
 class BindingWithdrawn:
-    """Report: the kernel has nothing of this binding any more; counters are those of its last second."""
+    """Report: the kernel has nothing of this binding any more; counters are those of its last second.
+
+    `callers`: connections that were opened to the holder from outside; the counters are None where the kernel
+    counts several bindings together.
+    """
 
     gateway: Name
     epoch: Count
@@ -454,6 +465,7 @@ class BindingWithdrawn:
     last_packet_ns: Nanoseconds | None
     packets: Count | None
     octets: Count | None
+    callers: Count | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -619,7 +631,21 @@ def _to_schema_3(record: Record) -> Record:
     return replace(record, schema=3, fields=fields)
 
 
-_UPCASTS: Final[dict[int, Callable[[Record], Record]]] = {1: _to_schema_2, 2: _to_schema_3}
+def _to_schema_4(record: Record) -> Record:
+    fields = record.fields
+    match TYPES.get(record.type), fields:
+        case [kind, (gateway, tuple(service))] if kind is ServiceDefined:
+            fields = (gateway, (*service, None))
+        case [kind, _] if kind is BindingWithdrawn:
+            fields = (*fields, None)
+    return replace(record, schema=4, fields=fields)
+
+
+_UPCASTS: Final[dict[int, Callable[[Record], Record]]] = {
+    1: _to_schema_2,
+    2: _to_schema_3,
+    3: _to_schema_4,
+}
 """By schema: what makes a record of it one of the next. Each stays for ever, as the records do."""
 
 _TIME_NAMES: Final[dict[type[Event], str]] = {

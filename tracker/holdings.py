@@ -44,6 +44,7 @@ class Holding:
     last_packet_ns: int | None
     packets: int | None
     octets: int | None
+    callers: int | None
     refusals: int
     bound_position: int
     unbound_position: int | None

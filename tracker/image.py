@@ -41,7 +41,7 @@ from tracker.shapes import (
 
 NAME: Final = "tracker"
 """Of the snapshots."""
-VERSION: Final = 3
+VERSION: Final = 4
 
 
 @dataclass(slots=True)

@@ -91,7 +91,8 @@ class ClaimRefusal(enum.StrEnum):
     UNKNOWN_SERVICE = "unknown-service"
     WRONG_SHARING = "wrong-sharing"
     """With a peer in an exclusive service, or without one in a per-peer service."""
-    UNSUPPORTED_POLICY = "unsupported-policy"
+    FIXED = "fixed"
+    """It is another host's by configuration."""
     FULL = "full"
     """The gateway has BINDINGS_LIMIT bindings."""
     ENDING = "ending"
@@ -431,13 +432,13 @@ ReplyBody = (
 REQUEST_KINDS: Final[dict[int, type[Body]]] = {
     2: CloseSession,
     3: ClaimPort,
-    4: OpenSession,
+    5: OpenSession,
     10: BindingInstalled,
-    11: BindingWithdrawn,
     12: HolderNamed,
     13: KernelStateRestored,
     14: PublicAddressChanged,
     15: QueueOverflowed,
+    16: BindingWithdrawn,
     20: Heartbeat,
     21: GetStatus,
     22: GetCheckpoint,

@@ -99,6 +99,8 @@ from tracker.orders import (
 from tracker.restrictions import Restrictions
 
 MILLISECOND_NS: Final = 1_000_000
+TAKE_OVER_PAUSE_NS: Final = 1_000 * MILLISECOND_NS
+"""So long the last one's binding is left alone: two that want it must not fight for it packet by packet."""
 TAKER_HEARD_NS: Final = 5_000_000_000
 """Who waits to take over asks again at least each two seconds (rewriter/gateway.py)."""
 
@@ -484,13 +486,19 @@ def _claim(state: State, worker: str, body: ClaimPort, age_ms: int, now: Instant
     resource = Resource(body.gateway, body.public_address, body.service, body.peer)
     number = state.held.get(resource)
     if number is None:
-        denied = _denied(state, body)
-        return _bind(state, body, resource, now) if denied is None else denied
+        return _denied(state, body) or _bind(state, body, resource, now)
+    return _claim_held(state, body, number, now)
+
+
+def _claim_held(state: State, body: ClaimPort, number: int, now: Instant) -> Decision:
     binding = state.bindings[number]
     if binding.bound.holder == body.holder:
         if binding.ordered is not None:
             return Decision(reply=ClaimRefused(ClaimRefusal.ENDING, None, None))
         return Decision(reply=ClaimGranted(binding.view()))
+    if _may_take_over(state, body, binding, now):
+        # Not bound yet: the worker takes the old one from the kernel, says so, and claims again behind it.
+        return _denied(state, body) or Decision(reply=WithdrawBinding(body.gateway, number, Ending.TAKE_OVER))
     reply = ClaimRefused(ClaimRefusal.HELD, binding.bound.holder, number)
     if body.holder in binding.refusals:
         # A flood of claims fills no log: the first is a record, the rest a count.
@@ -505,6 +513,12 @@ def _claim(state: State, worker: str, body: ClaimPort, age_ms: int, now: Instant
         body.destination_port,
     )
     return Decision((refused,), reply=reply)
+
+
+def _may_take_over(state: State, body: ClaimPort, binding: Binding, now: Instant) -> bool:
+    if state.gateways[body.gateway].services[body.service].policy is not Policy.LAST:
+        return False
+    return not 0 <= now.wall_ns - binding.since_ns < TAKE_OVER_PAUSE_NS
 
 
 def _denied(state: State, body: ClaimPort) -> Decision | None:
@@ -544,8 +558,8 @@ def _unfit(  # noqa: PLR0911 (one return for each reason, in the order of their 
         return ClaimRefusal.UNKNOWN_SERVICE
     if (service.sharing is Sharing.PER_PEER) != (body.peer is not None):
         return ClaimRefusal.WRONG_SHARING
-    if service.policy is not Policy.FIRST:
-        return ClaimRefusal.UNSUPPORTED_POLICY
+    if service.policy is Policy.FIXED and service.holder != body.holder:
+        return ClaimRefusal.FIXED
     return None
 
 

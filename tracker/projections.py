@@ -69,6 +69,7 @@ BINDINGS: Final = TableSpec(
         "last_packet_ns": int,
         "packets": int,
         "octets": int,
+        "callers": int,
         "refusals": int,
         "bound_position": int,
         "installed_position": int,
@@ -207,7 +208,7 @@ class Bindings:
     """Who held what from when to when, what services there were, and when nobody looked."""
 
     name: Final = "bindings"
-    version: Final = 3
+    version: Final = 4
     tables: Final[Mapping[str, TableSpec]] = {
         "bindings": BINDINGS,
         "resources": RESOURCES,
@@ -251,7 +252,7 @@ def _binding_rows(position: int, wall_ns: int, event: Event, read: Reader) -> It
                 position, binding, "installed_position", {"installed_ns": installed_ns}, read
             )
         case BindingWithdrawn():
-            names = ("withdrawn_ns", "last_packet_ns", "packets", "octets")
+            names = ("withdrawn_ns", "last_packet_ns", "packets", "octets", "callers")
             yield Update("bindings", (event.binding,), {name: getattr(event, name) for name in names})
         case PortUnbound(binding, reason):
             ended = {"until_ns": wall_ns, "reason": reason.value, "unbound_position": position}

@@ -49,6 +49,7 @@ SERVICE: Final = ServiceDefinition(
     Policy.FIRST,
     Sharing.EXCLUSIVE,
     300_000,
+    None,
 )
 
 _NAMES: Final = ("Ada", "Bernd", "Chiara", "Dmitri", "Esra", "Farid", "Grace", "Hans", "Ines", "Jo")
@@ -156,7 +157,7 @@ class Story:
         reason = Ending.IDLE if self._chance.random() < 0.4 else Ending.HANG_UP
         packets = self._chance.randrange(20, 90_000)
         withdrawn = BindingWithdrawn(
-            gateway.name, 1, binding, reason, seen_ns, seen_ns - self._within(300), packets, packets * 577
+            gateway.name, 1, binding, reason, seen_ns, seen_ns - self._within(300), packets, packets * 577, 0
         )
         ended: list[Event] = [withdrawn]
         if refused is not None:

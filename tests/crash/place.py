@@ -28,7 +28,13 @@ from tracker.projections import PROJECTIONS
 ROOT = Path(__file__).parents[2]
 PUBLIC = bytes([203, 0, 113, 1])
 SHARED = ServiceDefinition(
-    "shared", (PortRange(17, 7648, 7648),), (PortRange(17, 7648, 7649),), Policy.FIRST, Sharing.PER_PEER, 1000
+    "shared",
+    (PortRange(17, 7648, 7648),),
+    (PortRange(17, 7648, 7649),),
+    Policy.FIRST,
+    Sharing.PER_PEER,
+    1000,
+    None,
 )
 
 

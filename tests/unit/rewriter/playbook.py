@@ -14,7 +14,7 @@ from rewriter.cuseeme import (
     OpenContinue,
     encode_open_continue,
 )
-from rewriter.effects import Effect, KernelView
+from rewriter.effects import Carried, Effect, KernelView
 from rewriter.gateway import Gateway, Settings
 from rewriter.packet import Endpoint, Flow, UdpPacket, build_udp, parse
 from rewriter.ruleset import Element, Ports, Service
@@ -70,6 +70,7 @@ DEFINITIONS = (
         Policy.FIRST,
         Sharing.EXCLUSIVE,
         round(IDLE_S * 1000),
+        None,
     ),
     ServiceDefinition(
         "chat",
@@ -78,6 +79,7 @@ DEFINITIONS = (
         Policy.FIRST,
         Sharing.EXCLUSIVE,
         round(IDLE_S * 1000),
+        None,
     ),
 )
 SETTINGS = Settings("gw", "host/boot", (CUSEEME, CHAT), DEFINITIONS, claim_timeout_s=1.0)
@@ -169,8 +171,8 @@ def install_failed(binding: int) -> Event:
     return lambda gateway, now: gateway.install_failed(binding, now)
 
 
-def withdrawn(binding: int, packets: int | None = None, octets: int | None = None) -> Event:
-    return lambda gateway, now: gateway.withdrawn(binding, now, packets=packets, octets=octets)
+def withdrawn(binding: int, carried: Carried | None = None) -> Event:
+    return lambda gateway, now: gateway.withdrawn(binding, now, carried or Carried())
 
 
 def adopted(epoch: int, *kept: int, had_table: bool = True) -> Event:
@@ -272,9 +274,12 @@ def went(
     last_s: float | None = None,
     packets: int | None = None,
     octets: int | None = None,
+    callers: int | None = None,
 ) -> BindingWithdrawn:
     last_ns = None if last_s is None else moment(last_s).wall_ns
-    return BindingWithdrawn("gw", epoch, binding, reason, moment(seconds).wall_ns, last_ns, packets, octets)
+    return BindingWithdrawn(
+        "gw", epoch, binding, reason, moment(seconds).wall_ns, last_ns, packets, octets, callers
+    )
 
 
 def kernel(

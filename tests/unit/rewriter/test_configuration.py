@@ -199,8 +199,8 @@ def test_a_rewritten_service_can_not_have_more_ports_than_the_kernel_compares(tm
 
 
 def test_problems_of_the_trackers_part_are_said_too(tmp_path: Path) -> None:
-    (problem,) = problems(tmp_path, LEAST + CUSEEME + 'policy = "last"\n')
-    assert problem == "services.cuseeme.policy: 'last' is not supported yet, only 'first'"
+    (problem,) = problems(tmp_path, LEAST + CUSEEME + 'policy = "fixed"\n')
+    assert problem == "services.cuseeme.holder: is missing for policy = 'fixed'"
 
 
 def worker_problems(tmp_path: Path, directory: Path, services: str = CUSEEME) -> list[tuple[str, str]]:

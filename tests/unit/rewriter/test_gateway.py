@@ -9,6 +9,7 @@ from rewriter.cuseeme import Direction, Message
 from rewriter.effects import (
     Action,
     Adopt,
+    Carried,
     CheckPeers,
     Install,
     KernelView,
@@ -408,8 +409,8 @@ def test_a_hang_up_ends_the_binding_when_no_other_peer_is_live() -> None:
         << CheckPeers(1, element(ANN))
         >> peers_seen(1, PEER)  # conntrack still knows the one that was hung up on
         << Withdraw(1, element(ANN), Ending.HANG_UP)
-        >> withdrawn(1, 10, 2_000)
-        << Submit(went(1, Ending.HANG_UP, 0.13, last_s=0, packets=10, octets=2_000))
+        >> withdrawn(1, Carried(10, 2_000, 3))
+        << Submit(went(1, Ending.HANG_UP, 0.13, last_s=0, packets=10, octets=2_000, callers=3))
     ).settled()
 
 
@@ -782,7 +783,7 @@ def test_a_binding_of_a_service_that_left_the_configuration_is_ended() -> None:
         >> answers(opening(), session(5, view(1, ANN, service="gone", since_s=-1000)))
         << Adopt(5, ())
         >> adopted(5)
-        << Submit(went(1, Ending.LOST, epoch=5))
+        << Submit(went(1, Ending.RECONFIGURED, epoch=5))
     ).settled()
 
 

@@ -57,6 +57,7 @@ SERVICE: Final = ServiceDefinition(
     Policy.FIRST,
     Sharing.EXCLUSIVE,
     300_000,
+    None,
 )
 
 
@@ -80,7 +81,7 @@ STORY: Final[Sequence[tuple[int, Event]]] = (
     (at(1, NS), BindingInstalled("gw1", 1, 1, at(1, NS))),
     (at(2), HolderNamed("gw1", 1, 1, EVIL_NAME)),
     (at(3), PortRefused(1, host(11), mac(11), 17, 7648, REFLECTOR, 7648)),
-    (at(5), BindingWithdrawn("gw1", 1, 1, Ending.HANG_UP, at(5), at(5) - NS, 4711, 99)),
+    (at(5), BindingWithdrawn("gw1", 1, 1, Ending.HANG_UP, at(5), at(5) - NS, 4711, 99, None)),
     (at(5), RefusalsEnded(1, host(11), 3, at(4))),
     (at(5), PortUnbound(1, Ending.HANG_UP)),
     (at(6), bound(2, 11)),

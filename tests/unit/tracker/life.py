@@ -92,4 +92,4 @@ def stepped(seconds: float, step_s: float) -> Instant:
 
 
 def withdrawn(binding: int, seconds: float, reason: Ending = Ending.IDLE) -> BindingWithdrawn:
-    return BindingWithdrawn("gw", 1, binding, reason, at(seconds).wall_ns, None, 3, 400)
+    return BindingWithdrawn("gw", 1, binding, reason, at(seconds).wall_ns, None, 3, 400, 2)

@@ -57,7 +57,7 @@ def lived(life: Life, actions: list[str | int]) -> dict[float, set[bytes | None]
             life.say_at(now, claim(holder))
         elif action == "end" and holder is not None:
             holder = None
-            ended = BindingWithdrawn("gw", 1, binding, Ending.IDLE, now.wall_ns, None, None, None)
+            ended = BindingWithdrawn("gw", 1, binding, Ending.IDLE, now.wall_ns, None, None, None, None)
             life.say_at(now, ended)
     truth[len(actions) + step_s + 0.5].add(holder)
     life.log.write_note(ALIVE, alive_note(stepped(len(actions), step_s).wall_ns, 4 * SECOND_NS // 5))

@@ -105,8 +105,16 @@ def test_what_is_said_replaces_the_profile_s_default(tmp_path: Path) -> None:
             "services.x.forward[0]: 'udp/9-8' is not within 1 to 65535, lower port first",
         ),
         (
-            "[services.x]\nprofile = 'cuseeme'\npolicy = 'last'",
-            "services.x.policy: 'last' is not supported yet, only 'first'",
+            "[services.x]\nprofile = 'cuseeme'\npolicy = 'fixed'",
+            "services.x.holder: is missing for policy = 'fixed'",
+        ),
+        (
+            "[services.x]\nprofile = 'cuseeme'\npolicy = 'last'\nholder = '192.168.1.10'",
+            "services.x.holder: has no effect without policy = 'fixed'",
+        ),
+        (
+            "[services.x]\nprofile = 'cuseeme'\npolicy = 'fixed'\nholder = '192.168.1.10'\nidle_s = 3.0",
+            "services.x.idle_s: has no effect with policy = 'fixed': its holder may be silent for ever",
         ),
         (
             "[services.x]\nprofile = 'cuseeme'\nsharing = 'per-peer'",

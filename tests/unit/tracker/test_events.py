@@ -11,12 +11,14 @@ from eventlog.note import SigningKey
 from eventlog.record import OWN_TYPES, Source, decode, encode
 from eventlog.segments import Span, archived_fields, closed_fields, pruned_fields, redacted_fields
 from eventlog.snapshot import Snapshot, snapshot_fields
-from tests.unit.tracker.wire import values
+from tests.unit.tracker.wire import CUSEEME, values
 from tracker.events import (
     SCHEMA,
     TYPES,
     BindingInstalled,
+    BindingWithdrawn,
     ClockStepped,
+    Ending,
     Event,
     KernelStateRestored,
     KeyChanged,
@@ -25,6 +27,7 @@ from tracker.events import (
     SegmentArchived,
     SegmentClosed,
     SegmentPruned,
+    ServiceDefined,
     SessionOpened,
     SnapshotTaken,
     from_record,
@@ -121,6 +124,22 @@ def test_a_session_from_before_schema_3_was_not_fenced() -> None:
     old = dataclasses.replace(record, schema=2, fields=record.fields[:-1])
     assert from_record(old) == opened
     assert from_record(dataclasses.replace(old, schema=1)) == opened
+
+
+def test_a_service_from_before_schema_4_had_no_fixed_holder() -> None:
+    defined = ServiceDefined("gw", CUSEEME)
+    record = to_record(defined, wall_ns=5, source=SOURCE, nonce=b"n" * 16)
+    gateway, service = record.fields
+    assert isinstance(service, tuple)
+    old = dataclasses.replace(record, schema=3, fields=(gateway, service[:-1]))
+    assert from_record(old) == defined
+
+
+def test_before_schema_4_nobody_counted_the_callers() -> None:
+    withdrawn = BindingWithdrawn("gw", 1, 7, Ending.IDLE, 5, None, 3, 400, None)
+    record = to_record(withdrawn, wall_ns=5, source=SOURCE, nonce=b"n" * 16)
+    old = dataclasses.replace(record, schema=3, fields=record.fields[:-1])
+    assert from_record(old) == withdrawn
 
 
 INSTALLED = BindingInstalled("gw", 1, 7, 1_700_000_000_000_000_000)

@@ -50,7 +50,7 @@ def installed(binding: int, at_ns: int) -> BindingInstalled:
 
 
 def gone(binding: int, at_ns: int) -> BindingWithdrawn:
-    return BindingWithdrawn("gw", 1, binding, Ending.IDLE, at_ns, None, None, None)
+    return BindingWithdrawn("gw", 1, binding, Ending.IDLE, at_ns, None, None, None, None)
 
 
 def life_of(binding: int, since_ns: int, until_ns: int, resource: Resource = CUSEEME) -> list[Timed]:

@@ -540,7 +540,7 @@ def test_an_operator_hears_at_once_that_the_worker_is_told_and_later_that_it_is_
         "peer", encode_request(Request("w1", 7, 0, 2, 0, 5, Heartbeat("gw", 1, 1))), at(3), WORKER
     )
     assert [body for _, body in frames_by_peer(talk)][1:] == [order]
-    done = BindingWithdrawn("gw", 1, 1, Ending.RELEASE, at(3).wall_ns, None, 3, 400)
+    done = BindingWithdrawn("gw", 1, 1, Ending.RELEASE, at(3).wall_ns, None, 3, 400, 2)
     talk.machine.receive("peer", encode_request(Request("w1", 7, 3, 2, 0, 5, done)), at(3), WORKER)
     assert set(frames_by_peer(talk)) == {
         ("peer", Acknowledged()),

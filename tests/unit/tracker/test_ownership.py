@@ -62,6 +62,7 @@ from tracker.messages import (
     SessionDenied,
     SessionGranted,
     SessionOver,
+    WithdrawBinding,
 )
 from tracker.orders import (
     EndFreeze,
@@ -141,7 +142,7 @@ def held(opened: World) -> World:
 
 
 def withdrawn(binding: int = 1, epoch: int = 1, reason: Ending = Ending.IDLE) -> BindingWithdrawn:
-    return BindingWithdrawn("gw", epoch, binding, reason, at(5).wall_ns, None, 3, 400)
+    return BindingWithdrawn("gw", epoch, binding, reason, at(5).wall_ns, None, 3, 400, 2)
 
 
 # ---- sessions --------------------------------------------------------------------------------------------
@@ -399,10 +400,45 @@ def test_a_claim_of_the_worker_that_was_taken_over_is_refused(opened: World) -> 
         assert reply == ClaimRefused(ClaimRefusal.STALE_EPOCH, None, None)
 
 
-def test_a_policy_that_is_not_supported_is_refused(world: World) -> None:
-    fixed = dataclasses.replace(CUSEEME, policy=Policy.FIXED)
+def test_a_fixed_service_is_bound_to_nobody_but_its_holder(world: World) -> None:
+    fixed = dataclasses.replace(CUSEEME, policy=Policy.FIXED, holder=ANN)
     world.say(dataclasses.replace(opening(), services=(fixed,)))
-    assert world.say(claim(ANN))[1] == ClaimRefused(ClaimRefusal.UNSUPPORTED_POLICY, None, None)
+    assert world.say(claim(BOB)) == ((), ClaimRefused(ClaimRefusal.FIXED, None, None))
+    assert isinstance(world.say(claim(ANN))[1], ClaimGranted)
+    assert world.say(claim(BOB)) == ((), ClaimRefused(ClaimRefusal.FIXED, None, None))
+
+
+@pytest.fixture
+def contested(world: World) -> World:
+    """The last one wins, and Ann holds since second 0."""
+    last = dataclasses.replace(CUSEEME, policy=Policy.LAST)
+    world.say(dataclasses.replace(opening(), services=(last,)))
+    world.say(claim(ANN))
+    return world
+
+
+def test_the_last_one_gets_it_when_the_one_before_is_gone_from_the_kernel(contested: World) -> None:
+    assert contested.say(claim(BOB), 5) == ((), WithdrawBinding("gw", 1, Ending.TAKE_OVER))
+    assert list(contested.state.held.values()) == [1]
+    contested.say(withdrawn(reason=Ending.TAKE_OVER), 5)
+    events, reply = contested.say(claim(BOB), 5)
+    assert isinstance(reply, ClaimGranted)
+    assert isinstance(events[0], PortBound)
+
+
+@pytest.mark.parametrize(("seconds", "taken"), [(0.999, False), (1, True), (-0.1, True), (-9, True)])
+def test_a_binding_is_taken_over_when_it_is_a_second_old(
+    contested: World, seconds: float, taken: bool
+) -> None:
+    """Or when it is from the future: the clock was put back, and nobody knows how old it is."""
+    _, reply = contested.say(claim(BOB), seconds)
+    refused = ClaimRefused(ClaimRefusal.HELD, ANN, 1)
+    assert reply == (WithdrawBinding("gw", 1, Ending.TAKE_OVER) if taken else refused)
+
+
+def test_whom_an_operator_keeps_from_claiming_takes_nothing_over(contested: World) -> None:
+    contested(FromOperator("olga", FreezeClaims(None, "no more")), at(3))
+    assert contested.say(claim(BOB), 5)[1] == ClaimRefused(ClaimRefusal.FROZEN, None, None)
 
 
 def test_a_per_peer_service_is_held_by_several_hosts_of_different_peers(opened: World) -> None:

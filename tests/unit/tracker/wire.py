@@ -31,6 +31,7 @@ CUSEEME = ServiceDefinition(
     Policy.FIRST,
     Sharing.EXCLUSIVE,
     300_000,
+    None,
 )
 PER_PEER = dataclasses.replace(CUSEEME, name="shared", sharing=Sharing.PER_PEER)
 
