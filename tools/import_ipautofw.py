@@ -58,9 +58,9 @@ class ServiceTable:
             "forward": forward,
             "policy": "first" if self.holder is None else "fixed",
         }
-        if self.holder is not None:
-            keys["holder"] = str(self.holder)
-        return {**keys, "idle_s": self.idle_s}
+        # A fixed holder has no idle time: he may be silent for ever.
+        last = {"idle_s": self.idle_s} if self.holder is None else {"holder": str(self.holder)}
+        return {**keys, **last}
 
 
 @click.command(

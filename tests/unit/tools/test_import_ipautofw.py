@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from rewriter.configuration import GatewayFile
 from tools.autofw import Entry, NotUnderstood, read_line, table_after
 from tools.cli import main
-from tracker.configuration import ConfigurationError, load
+from tracker.configuration import load
+from tracker.events import Policy
 
 HOST = "192.168.1.10"
 WORDS = [
@@ -50,6 +52,7 @@ FIRST = {
     "idle_s": 300.0,
 }
 HELD = {**FIRST, "policy": "fixed", "holder": HOST}
+del HELD["idle_s"]
 
 
 def run(*words: str, script: str | None = None) -> Result:
@@ -226,12 +229,9 @@ def test_any_words_are_understood_or_refused(words: list[str]) -> None:
     assert line.action == "F" or isinstance(line.entry, Entry)
 
 
-def test_what_is_still_to_come_is_refused_by_name_not_by_accident(tmp_path: Path) -> None:
-    """Keys of the modes that this version does not know yet are all that a configuration may refuse."""
+@pytest.mark.parametrize("command", [FIXED, WHITE_PINE])
+def test_a_configuration_takes_a_fixed_holder_too(tmp_path: Path, command: str) -> None:
     file = tmp_path / "porthold.toml"
-    file.write_text(run(FIXED).output)
-    try:
-        load(file, GatewayFile)
-    except ConfigurationError as error:
-        keys = {problem.key for problem in error.problems}
-        assert keys <= {"services.cuseeme.policy", "services.cuseeme.holder"}
+    file.write_text(run(command).output)
+    (service,) = load(file, GatewayFile).service_definitions()
+    assert (service.policy, service.holder) == (Policy.FIXED, IPv4Address(HOST).packed)
