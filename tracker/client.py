@@ -64,7 +64,7 @@ class TrackerClient:
         self._answered: list[int] = []
         self._blocked_until_ns = 0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.socket = _dealer(self._context, endpoint)
+        self.socket = dealer(self._context, endpoint)
 
     @classmethod
     def open(  # noqa: PLR0913 (each by its name)
@@ -224,7 +224,7 @@ class Line:
     @contextmanager
     def open(cls, endpoint: str, name: str) -> Iterator[Self]:
         """Connects, now or when the tracker is there."""
-        with zmq.Context() as context, _dealer(context, endpoint, immediate=False) as socket:
+        with zmq.Context() as context, dealer(context, endpoint, immediate=False) as socket:
             yield cls(socket, name)
 
     def say(self, body: Volatile, number: int = 0) -> None:
@@ -241,7 +241,7 @@ class Line:
         return decode_reply(self.socket.recv())
 
 
-def _dealer(
+def dealer(
     context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, immediate: bool = True
 ) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.DEALER)

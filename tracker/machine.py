@@ -28,6 +28,7 @@ from tracker.events import (
     SnapshotTaken,
     to_record,
 )
+from tracker.feed import GetState, Read, Readers, ReadFeed, state_parts
 from tracker.image import Memory
 from tracker.instant import Instant
 from tracker.messages import (
@@ -167,6 +168,7 @@ class Machine:
         self._consistency = consistency
         self._checkpoint: Signed | None = None
         self._ordering: list[tuple[Peer, Request]] = []
+        self._readers = Readers()
         self._ending: dict[int, dict[Peer, Request]] = {}  # binding → who waits for its end
         self._orders: list[tuple[str, messages.WithdrawBinding]] = []
         self._peers: dict[str, tuple[Peer, int]] = {}
@@ -261,6 +263,15 @@ class Machine:
         """When `pass_time` is due, by the monotonic clock."""
         return ownership.next_deadline(self.state)
 
+    def feed(self, size: int, read: Read) -> bool:
+        """Right after an append, when the log has `size` records: what the readers get of it.
+
+        Whether somebody has room for more of what there is: call again.
+        """
+        for peer, number, told in self._readers.serve(size, read):
+            self._tell(peer, number, told)
+        return self._readers.is_behind(size)
+
     def take(self) -> Batch:
         """The batch since the last time; see Rule 2."""
         batch, self._batch = self._batch, Batch()
@@ -295,6 +306,13 @@ class Machine:
                 self._send(peer, request, self._checkpoint_since(0))
             case MakeCheckpoint():
                 self._ordering.append((peer, request))
+            case ReadFeed():
+                refused = self._readers.ask(peer, request.incarnation, request.body, now)
+                if refused is not None:
+                    self._send(peer, request, refused)
+            case GetState():
+                for part in state_parts(self._size, image.encoded(self._memory)):
+                    self._send(peer, request, part)
             case FindPort():
                 self._send(peer, request, self._find_port(request.body))
             case body if isinstance(body, Order):

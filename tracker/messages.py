@@ -31,6 +31,7 @@ from tracker.events import (
     ServiceDefinition,
     SessionEnding,
 )
+from tracker.feed import FeedGap, FeedRecords, FeedRefused, GetState, ReadFeed, StatePart
 from tracker.orders import (
     EndFreeze,
     EndReservation,
@@ -407,7 +408,7 @@ class Status:
 
 Durable = OpenSession | CloseSession | ClaimPort | Report
 """Kept in the outbox until answered; sequence 1, 2, 3…"""
-Volatile = Heartbeat | GetStatus | GetCheckpoint | FindPort | MakeCheckpoint | Order
+Volatile = Heartbeat | GetStatus | GetCheckpoint | FindPort | ReadFeed | GetState | MakeCheckpoint | Order
 """Sent once, with sequence 0."""
 Body = Durable | Volatile
 ReplyBody = (
@@ -425,6 +426,10 @@ ReplyBody = (
     | CheckpointMade
     | NoCheckpoint
     | PortFound
+    | FeedRecords
+    | FeedGap
+    | FeedRefused
+    | StatePart
     | OrderReply
     | NotAllowed
 )
@@ -444,6 +449,8 @@ REQUEST_KINDS: Final[dict[int, type[Body]]] = {
     22: GetCheckpoint,
     23: MakeCheckpoint,
     30: FindPort,
+    31: ReadFeed,
+    32: GetState,
     40: ReleaseBinding,
     41: RevokeBinding,
     42: LiftBar,
@@ -468,6 +475,10 @@ REPLY_KINDS: Final[dict[int, type[ReplyBody]]] = {
     27: NoCheckpoint,
     28: NotAllowed,
     30: PortFound,
+    31: FeedRecords,
+    32: FeedGap,
+    33: FeedRefused,
+    34: StatePart,
     40: OrderTaken,
     41: OrderRefused,
     42: Withdrawing,

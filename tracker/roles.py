@@ -17,6 +17,7 @@ from tracker.events import (
     PublicAddressChanged,
     QueueOverflowed,
 )
+from tracker.feed import GetState, ReadFeed
 from tracker.messages import (
     Body,
     ClaimPort,
@@ -69,6 +70,8 @@ MAY_SAY: Final[dict[type[Body], frozenset[Role]]] = {
     GetStatus: _READERS,
     GetCheckpoint: _READERS | _WORKERS,
     FindPort: _READERS,
+    ReadFeed: _READERS,
+    GetState: _READERS,
     MakeCheckpoint: _OPERATORS,
     ReleaseBinding: _OPERATORS,
     RevokeBinding: _OPERATORS,

@@ -10,6 +10,7 @@ is folded from its first record, and that is said.
 import logging
 import platform
 import secrets
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ import zmq
 
 from eventlog.reading import RecordsGone
 from eventlog.record import NONCE_SIZE, Record
+from eventlog.shelf import Gap
 from eventlog.snapshot import Snapshot, SnapshotDamaged
 from eventlog.store import Answer, Forget, Log, LogBusy, LogUnreadable
 from tracker import image
@@ -29,6 +31,7 @@ from tracker.audit import ALIVE, alive_note, alive_ns
 from tracker.clock import read_clock
 from tracker.configuration import TrackerSection
 from tracker.doors import Door, Peer, Socket, local_doors
+from tracker.feed import Missing, Piece, Present
 from tracker.instant import Instant
 from tracker.machine import Batch, Machine, no_proof
 from tracker.notary import Notary
@@ -74,6 +77,7 @@ class Server:
         self._noise: Counter[str] = Counter()
         self._noise_due_ns = 0
         self._listened_ns = 0
+        self._feeding = False
 
     def run(self, stop: int) -> None:
         """Serves until the file descriptor `stop` is readable. AppendFailed: the caller ends the process."""
@@ -131,10 +135,13 @@ class Server:
             if door.socket in found:
                 self._drain(door, now)
         self._commit(now)
+        self._feed()
         self._say_noise(now)
         return found
 
     def _timeout_ms(self) -> int:
+        if self._feeding:
+            return 0  # whatever has come is first; then those who catch up
         now_ns = read_clock().monotonic_ns
         lease_ns = self._machine.next_deadline()
         due_ns = min(self._alive_due_ns, now_ns + _POLL_NS)
@@ -169,6 +176,23 @@ class Server:
                 self._sign(now)
                 self._send(self._machine.take())
             self._notary.write_copy(now)
+
+    def _feed(self) -> None:
+        self._feeding = self._machine.feed(self._log.head().size, self._read)
+        self._send(self._machine.take())
+
+    def _read(self, first: int, end: int) -> Iterator[Piece]:
+        """For the feed: what cannot be read is told so, and ends no tracker."""
+        try:
+            for found in self._log.read_with_gaps(first, end):
+                if isinstance(found, Gap):
+                    yield Missing(found.span.first, found.span.end, found.why)
+                    first = found.span.end
+                else:
+                    yield Present(found.position, found.data, found.leaf)
+                    first = found.position + 1
+        except sqlite3.DatabaseError as error:
+            yield Missing(first, end, f"can't be read: {error}")
 
     def _append(self, batch: Batch, note: bytes | None, snapshot: Snapshot | None = None) -> None:
         answers = [Answer(it.worker, it.incarnation, it.sequence, it.frame) for it in batch.answers]
