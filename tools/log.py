@@ -1,5 +1,6 @@
 """`porthold log`: the records themselves."""
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ import click
 
 from eventlog.reading import Entry, LogReader
 from eventlog.record import Record, RecordError
+from eventlog.segments import Span
 from eventlog.shelf import Gap
 from tools.log_stats import measure, print_stats
-from tools.options import json_option, log_options, opened_log
+from tools.options import json_option, log_options, opened_log, read_configuration
 from tools.output import (
     exact_time_text,
     plain,
@@ -23,8 +25,14 @@ from tools.output import (
     time_text,
     words,
 )
+from tracker.client import ask_status
 from tracker.events import TYPES, Event, from_record
+from tracker.feed import FeedOver, Missing, Present
+from tracker.follower import Follower
 from tracker.shapes import ProtocolError
+
+SILENCE_S: Final = 1.0
+BEHIND: Final = 10_000
 
 _NAMES: Final = {shape.__name__.lower(): number for number, shape in TYPES.items()}
 
@@ -100,6 +108,73 @@ def show(
     if damaged:
         print(f"{damaged} damaged: porthold verify says what is wrong.", file=sys.stderr)
         sys.exit(1)
+
+
+@command.command("tail")
+@log_options
+@click.option("--from", "first", type=int, default=-10, show_default=True, help="First position.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what the tracker appends, until stopped.")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout, one record a line.")
+def tail(*, config: Path | None, log_path: Path | None, first: int, follow: bool, as_json: bool) -> None:
+    """The last records; with --follow, also those to come.
+
+    --follow asks the tracker, so that it needs no access to the log itself: it waits where none answers, and
+    goes on where it was when the tracker or the connection comes back. No record is left out or said twice.
+
+    Ends with 0; with 1 if the tracker has nothing for us, as another log than the one that was followed.
+    """
+    if not follow:
+        with opened_log(config, log_path) as reader:
+            begin, end = positions(reader.size, first, None)
+            for shown in select(reader, begin, end, ()):
+                show_one(shown, as_json=as_json)
+        return
+    if log_path is not None:
+        raise click.UsageError("--follow asks the tracker; --log is a file that nobody need write to.")
+    endpoint = read_configuration(config).tracker.reader_endpoint
+    try:
+        for shown in followed(endpoint, first):
+            show_one(shown, as_json=as_json)
+    except (FeedOver, ProtocolError) as error:
+        print(f"The tracker at {endpoint} has nothing for us: {error}.", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        pass
+
+
+def followed(endpoint: str, first: int) -> Iterator[Shown]:
+    """The tracker's records from a position on, for ever. FeedOver, ProtocolError."""
+    status = ask_status(endpoint, SILENCE_S)
+    if status is None:
+        print(f"No tracker answers at {endpoint}; waiting.", file=sys.stderr)
+    while status is None:
+        status = ask_status(endpoint, SILENCE_S)
+    begin = max(0, status.records + first) if first < 0 else first
+    with Follower.open(endpoint, "log-tail", begin) as follower:
+        while True:
+            pieces = follower.receive(SILENCE_S)
+            say_behind(follower)
+            for piece in pieces:
+                match piece:
+                    case Present(position, data, leaf):
+                        yield to_shown(Entry(position, data, leaf))
+                    case Missing(since, end, why):
+                        yield _gone(Gap(Span(since, end), why))
+
+
+def say_behind(follower: Follower) -> None:
+    """Whoever comes back, or is slow, is told that there is more than he sees."""
+    behind = (follower.size or 0) - follower.position
+    if behind >= BEHIND and sys.stderr.isatty():
+        print(f"{behind} records behind; catching up.", file=sys.stderr)
+
+
+def show_one(shown: Shown, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(to_document(shown)), flush=True)
+    else:
+        print_shown(shown)
+        sys.stdout.flush()
 
 
 @command.command("stats")

@@ -454,3 +454,20 @@ def test_a_log_of_another_user_is_wrong_use_and_says_sudo(log: Path, words: tupl
     done = subprocess.run(argv, check=False, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert f"{log} may not be read by this user; try again with sudo." in done.stderr
+
+
+# --- log tail -----------------------------------------------------------------------------------------------
+
+
+def test_log_tail_shows_the_last_records_or_those_from_a_position_on(log: Path) -> None:
+    shown = run("log", "show", "--log", log).stdout.splitlines()
+    assert run("log", "tail", "--log", log).stdout.splitlines() == shown[-10:]
+    assert run("log", "tail", "--log", log, "--from", "3").stdout.splitlines() == shown[3:]
+    lines = run("log", "tail", "--log", log, "--from", "-2", "--json").stdout.splitlines()
+    assert [json.loads(line)["position"] for line in lines] == [len(shown) - 2, len(shown) - 1]
+
+
+def test_log_tail_follows_a_tracker_and_no_file(log: Path) -> None:
+    result = run("log", "tail", "--follow", "--log", log)
+    assert result.exit_code == 2
+    assert "--log is a file" in result.stderr
