@@ -66,7 +66,7 @@ def command(
     path = log_path_of(config, log_path)
     believed = believed_keys(config, log_path, keys)
     try:
-        with LogReader.open(path) as reader, progress_bar("verifying") as progress:
+        with LogReader.open(path) as reader, progress_bar("verifying") as progress, reader.snapshot():
             report = verify(
                 reader,
                 PROJECTIONS,

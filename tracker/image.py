@@ -4,7 +4,9 @@ Rule 1: the same records give the same bytes, and `decoded(encoded(memory))` is 
 gives: so what is not logged (leases, counts of refusals, the clock's offset) is not in it, and begins as it
 does after folding. Rule 2: order is kept where the state has one (gateways, services, bindings come in the
 order of their events), sets are sorted. Rule 3: whoever changes what the state is, or what an event does to
-it, raises VERSION: images of another version are left alone, and the log is folded.
+it, raises VERSION: images of another version are left alone, and the log is folded. Rule 4: where records
+were pruned or redacted there is nothing left to fold. So from the first release on, a version that raises
+VERSION reads the images of the one before.
 """
 
 from collections.abc import Iterator

@@ -4,7 +4,8 @@ Rule 1: a table says what the records say, by the tracker's clock; how much of i
 time is `audit`'s affair. Rule 2: `peer` is empty where a service is not shared per peer, never NULL, so that
 it can be compared. Rule 3: the records of a binding are found again by positions that cost few bytes: in the
 rows that they make anyway, or in `mentions`; the records of its end lie side by side before its last one.
-A change to what the tables hold raises `version`: the store then folds the log again.
+A change to what the tables hold raises `version`: the store then folds the log again. Where records were
+pruned or redacted it cannot: from the first release on, a new version is an eventlog.projection.Upgrading.
 """
 
 from collections.abc import Iterator, Mapping

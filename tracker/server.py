@@ -288,10 +288,14 @@ def _records(log: Log, first: int) -> Iterator[Record]:
         for entry in log.read(first):
             record = entry.record
             if record is None:
-                raise LogUnreadable(f"{log.path}: record {entry.position} is redacted, no state knows of it")
+                what = f"record {entry.position} is redacted"
+                raise LogUnreadable(
+                    f"{log.path}: {what}, and no state of version {image.VERSION} knows of it"
+                )
             yield record
     except RecordsGone as error:
-        raise LogUnreadable(f"{log.path}: no state can be made: {error}") from error
+        why = f"no state of version {image.VERSION} is kept, and none can be made: {error}"
+        raise LogUnreadable(f"{log.path}: {why}") from error
 
 
 def _patiently(write: Callable[[], Done]) -> Done:
