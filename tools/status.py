@@ -8,6 +8,7 @@ import click
 
 from tools.options import WrongUse, config_option, json_option, read_configuration
 from tools.output import octets_text, print_json, print_line, print_table, time_text
+from tools.standing import Standing, standing
 from tracker.client import ask_status
 from tracker.configuration import IPC
 from tracker.messages import Status
@@ -26,8 +27,10 @@ def command(config: Path | None, endpoint: str | None, timeout_s: float, *, as_j
     """
     if endpoint is not None and config is not None:
         raise click.UsageError("--config and --endpoint both say whom to ask; give one of them.")
-    endpoint = endpoint or read_configuration(config).tracker.reader_endpoint
-    if not endpoint.startswith(IPC + "/"):
+    file = None if endpoint is not None else read_configuration(config)
+    if file is not None:
+        endpoint = file.tracker.reader_endpoint
+    if endpoint is None or not endpoint.startswith(IPC + "/"):
         raise WrongUse(f"{endpoint!r} is no endpoint; write ipc:///PATH")
     try:
         status = ask_status(endpoint, timeout_s)
@@ -37,10 +40,12 @@ def command(config: Path | None, endpoint: str | None, timeout_s: float, *, as_j
     if status is None:
         print_silence(endpoint, why_silent(endpoint, timeout_s), as_json=as_json)
         sys.exit(1)
+    kernel = None if file is None else standing(file)
     if as_json:
-        print_json({"endpoint": endpoint, "answers": True, "status": status})
+        print_json({"endpoint": endpoint, "answers": True, "status": status, "kernel": kernel})
     else:
         print_status(status)
+        print_standing(kernel)
 
 
 def why_silent(endpoint: str, timeout_s: float) -> str:
@@ -89,6 +94,15 @@ def print_protection(status: Status) -> None:
         behind = status.records - protection.size
         made = time_text(protection.made_ns)
         print_line(f"checkpoint over {protection.size} records at {made}, {behind} behind it are unprotected")
+
+
+def print_standing(kernel: Standing | None) -> None:
+    """What this machine's own kernel has of it; nothing where it is no gateway."""
+    if kernel is not None:
+        print_line(
+            f"this machine's kernel: epoch {kernel.epoch}, datapath {kernel.datapath} ({kernel.why}),"
+            f" queue by {kernel.queue}"
+        )
 
 
 def print_restrictions(status: Status) -> None:

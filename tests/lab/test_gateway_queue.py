@@ -48,6 +48,11 @@ def queue_site(running: Site) -> Iterator[Site]:
 
 def test_the_log_says_which_datapath_and_the_kernel_is_asked_for_no_rewriting(queue_site: Site) -> None:
     assert "datapath queue (as configured)" in queue_site.said("rewriter")
+    words = [str(queue_site.program), "status", "--config", str(queue_site.configuration)]
+    said = queue_site.lab.run("gateway", words).stdout
+    assert "this machine's kernel: epoch 1, datapath queue (as configured), queue by " in said
+    as_json = json.loads(queue_site.lab.run("gateway", [*words, "--json"]).stdout)
+    assert (as_json["kernel"]["epoch"], as_json["kernel"]["datapath"]) == (1, "queue")
     listed = json.dumps(queue_site.nft("list", "table", "ip", "porthold"))
     assert '"base": "ih"' not in listed
     assert '"mangle": {"key": {"payload"' not in listed
