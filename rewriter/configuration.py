@@ -21,6 +21,8 @@ QUEUES_BY_EPOCH: Final = 16
 REWRITTEN_PORTS_LIMIT: Final = 1024
 NEVER_S: Final = 365 * 86_400.0
 """The idle time of a fixed holder: when it is over after all, he is given the port anew."""
+FENCED_LEASE_LEAST_S: Final = 1.0
+"""A kernel's lease is half as long, and a heartbeat must be there and back within it."""
 
 
 def _interface(name: str) -> str:
@@ -50,7 +52,9 @@ Interfaces = Annotated[tuple[Interface, ...], Field(min_length=1, max_length=32)
 class GatewaySection(Section):
     """[gateway]: whose packets, through which interfaces, by which tracker's word.
 
-    `public_address` unset means the first address of the WAN interface, followed when it changes.
+    `public_address` unset means the first address of the WAN interface, followed when it changes. `standby`:
+    wait while another worker has the gateway, and take it when that one's lease has ended. `on_tracker_loss`:
+    without the tracker calls go on (keep), or end with the lease (fence), so that another host may take over.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -63,7 +67,8 @@ class GatewaySection(Section):
     claim_timeout_s: Annotated[float, Field(strict=True, ge=0.05, le=10)] = 1.0
     refusal: Refusal = "icmp"
     refused_s: Seconds = 2.0
-    on_tracker_loss: Literal["keep"] = "keep"
+    on_tracker_loss: Literal["keep", "fence"] = "keep"
+    standby: Annotated[bool, Field(strict=True)] = False
     datapath: Literal["auto", "kernel", "queue"] = "auto"
     mark_mask: Annotated[int, Field(strict=True), AfterValidator(_mark_mask)] = 0x3F000000
     queue_base: Annotated[int, Field(strict=True, ge=1, le=65535 - 2 * QUEUES_BY_EPOCH)] = 17648
@@ -94,6 +99,9 @@ class GatewayFile(TrackerFile):
                 )
         if self.gateway is not None and self.gateway.wan in self.gateway.lan:
             yield "gateway.wan", f"{self.gateway.wan!r} is also in gateway.lan"
+        fenced = self.gateway is not None and self.gateway.on_tracker_loss == "fence"
+        if fenced and self.tracker.lease_s < FENCED_LEASE_LEAST_S:
+            yield "tracker.lease_s", f"is too short for a fenced gateway: at least {FENCED_LEASE_LEAST_S} s"
 
     def worker_problems(self) -> Iterator[tuple[str, str]]:
         """(key, reason) of what only a rewriter stumbles over."""
@@ -161,4 +169,5 @@ def ruleset_for(
         refused_s=gateway.refused_s,
         most_speakers=most_speakers,
         rewrites_in_kernel=rewrites_in_kernel,
+        fenced=gateway.on_tracker_loss == "fence",
     )

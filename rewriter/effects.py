@@ -113,11 +113,34 @@ class CheckPeers:
 class Adopt:
     """Make the table this epoch's, keeping of `bindings` what the kernel holds; answer with `adopted`.
 
+    In a kernel whose table is older than `moved_epoch` all of them are made anew: their calls were another's.
     No packet of the older epoch's queues is waiting for a verdict then.
     """
 
     epoch: int
     bindings: tuple[tuple[int, Element], ...]
+    moved_epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Before heartbeat `nonce`: let its acknowledgement become a lease, for a while."""
+
+    nonce: int
+    lease_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Heartbeat `nonce` was acknowledged: the kernel takes it for a lease, unless it came too late."""
+
+    nonce: int
+    lease_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndLease:
+    """The kernel forwards nothing any more, whatever acknowledgement still comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +170,9 @@ Effect = (
     | Settle
     | CheckPeers
     | Adopt
+    | Offer
+    | Renew
+    | EndLease
     | Restore
     | Stop
 )

@@ -9,6 +9,8 @@ Rule 3: the log's interval contains the kernel's: installed only after the grant
   answers are still under way.
 Rule 4: every queued packet gets exactly one verdict, whatever happens to its claim.
 Rule 5: a session's grants end with it: the next one begins with all bindings there are (SessionGranted).
+Rule 6: under fence a heartbeat leaves after its offer is made, and a session is closed after its lease is
+  ended: the kernel never forwards for longer than the tracker has granted.
 
 Longer than other modules because it is one state machine: every rule above holds between its halves.
 """
@@ -26,11 +28,14 @@ from rewriter.effects import (
     Carried,
     CheckPeers,
     Effect,
+    EndLease,
     Install,
     KernelView,
+    Offer,
     Purge,
     Refuse,
     RemoveStray,
+    Renew,
     Restore,
     Send,
     Settle,
@@ -80,6 +85,11 @@ PURGE_AGAIN_NS: Final = SECOND_NS
 """A packet that sat in a queue can bring a deleted connection back: connections are deleted a second time."""
 UNREADABLE_SETTLED_NS: Final = SECOND_NS // 10
 REOPEN_NS: Final = 2 * SECOND_NS
+REOPEN_SOONEST_NS: Final = SECOND_NS // 10
+TAKE_OVER_AGAIN_NS: Final = SECOND_NS // 2
+"""Who takes over and has to wait asks so often: the other one ends meanwhile, and nobody forwards."""
+HEARTBEATS_A_LEASE: Final = 6
+"""At least so many under fence: the kernel's lease is half as long, and one may be late."""
 ENDED_KEPT: Final = 1024
 """So many ended bindings are remembered, lest a late answer bring one back."""
 HOLES_KEPT: Final = 100
@@ -90,12 +100,17 @@ PROTOCOLS: Final[dict[int, Protocol]] = {UDP: "udp", TCP: "tcp"}
 
 @dataclass(frozen=True, slots=True)
 class Settings:
+    """`fence`: the kernel forwards only while the lease runs; `standby`: wait while the gateway is taken."""
+
     gateway: str
+    worker: str
     host: str
     services: tuple[Service, ...]
     definitions: tuple[ServiceDefinition, ...]
     claim_timeout_s: float
     take_over: bool = False
+    standby: bool = False
+    fence: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +141,7 @@ class Gateway:
         self._unheard: list[BindingWithdrawn] = []  # of these, what the new session had not heard
         self._ended: dict[int, BindingWithdrawn] = {}  # what was reported of them
         self._purges: list[tuple[int, Element]] = []
+        self._grant: SessionGranted | None = None  # the last one that was for this process
         self._opening = False  # an OpenSession of ours is unanswered
         self._reopen_ns: int | None = None
         self._announced = public  # the public address that the tracker has heard of
@@ -157,6 +173,7 @@ class Gateway:
         """When `handle_timer` wants to be called, on the monotonic clock."""
         deadlines = [self._next_tick_ns, *self._hang_ups.values(), *(at for at, _ in self._purges)]
         deadlines += [waiting.deadline_ns for waiting in self._waiting.values() if waiting.packet is not None]
+        deadlines += [] if self._reopen_ns is None else [self._reopen_ns]
         return min(deadlines)
 
     def _in_force(self) -> Iterator[Held]:
@@ -362,7 +379,11 @@ class Gateway:
             case WithdrawBinding():
                 successor = request if isinstance(request, ClaimPort) and not inherited else None
                 yield from self._ordered(reply, successor, now)
-            case HeartbeatAcknowledged() | Acknowledged():
+            case HeartbeatAcknowledged():
+                # What it is worth, the kernel knows: this process may have been stopped on its way here.
+                if self.settings.fence and reply.epoch == self.epoch and self._grant is not None:
+                    yield Renew(reply.nonce, self._grant.lease_ms)
+            case Acknowledged():
                 pass
             case _:
                 self._count("answers_unexpected")
@@ -374,11 +395,22 @@ class Gateway:
                 yield from self._session_granted(reply)
             case SessionDenied():
                 self._count("sessions_denied")
-                self._reopen_ns = now.monotonic_ns + REOPEN_NS
+                owner = f"gateway {reply.gateway} is {reply.worker}'s on {reply.host}"
                 if self.epoch is not None:
-                    yield Stop(f"gateway {reply.gateway} is {reply.worker}'s on {reply.host}")
+                    yield Stop(f"{owner}: taken over")
+                elif self._waits_behind(reply.worker):
+                    left_ns = max(REOPEN_SOONEST_NS, reply.lease_left_ms * SECOND_NS // 1000)
+                    most_ns = TAKE_OVER_AGAIN_NS if self.settings.take_over else REOPEN_NS
+                    self._reopen_ns = now.monotonic_ns + min(most_ns, left_ns)
+                else:
+                    yield Stop(f"{owner}; take it over with --take-over, or wait for it with standby = true")
+
+    def _waits_behind(self, worker: str) -> bool:
+        """Whether we ask again until the gateway is free; one of our own name has just been here."""
+        return self.settings.standby or self.settings.take_over or worker == self.settings.worker
 
     def _session_granted(self, reply: SessionGranted) -> Iterator[Effect]:
+        self._grant = reply
         # The older epoch's queues end with the table: a packet left in them could get no verdict any more.
         for waiting in self._waiting.values():
             if waiting.packet is not None:
@@ -400,7 +432,7 @@ class Gateway:
             if view.binding not in self._held:
                 self._held[view.binding] = held_from(view, self._idle_ns(view.resource.service))
         wanted = [(held.binding, held.element) for held in self._held.values() if self._fits(held)]
-        yield Adopt(reply.epoch, tuple(wanted))
+        yield Adopt(reply.epoch, tuple(wanted), reply.moved_epoch)
 
     def _fits(self, held: Held) -> bool:
         """Whether our configuration has its service (still), and does not give it to another host."""
@@ -545,10 +577,12 @@ class Gateway:
             del self._ended[next(iter(self._ended))]
         yield Submit(report)
 
-    def adopted(self, epoch: int, kept: Iterable[int], now: Instant, *, had_table: bool) -> Iterator[Effect]:
+    def adopted(
+        self, epoch: int, kept: Iterable[int], now: Instant, *, before: int | None
+    ) -> Iterator[Effect]:
         """The table is this epoch's, and holds the bindings `kept`; the others are gone from the kernel.
 
-        `had_table`: a table stood there that could have held them.
+        `before`: the epoch of the table that stood there, None if there was none.
         """
         self.epoch = epoch
         self._standing = ()
@@ -568,15 +602,27 @@ class Gateway:
                 continue
             del self._held[held.binding]
             self._hang_ups.pop(held.binding, None)
-            # With a table it ran out there while nobody looked; without one the kernel started anew.
-            was_idle = had_table and now.wall_ns - held.since_ns >= held.idle_ns
-            reason = Ending.IDLE if was_idle else Ending.LOST
+            reason = Ending.IDLE if self._ran_out(held, before) else Ending.LOST
             if not self._fits(held):
                 reason = Ending.RECONFIGURED
             yield from self._report_ended(held.binding, reason, now, held.last_packet_ns)
         yield from self._leave_old_addresses()
         yield from self._announce(now)
+        if self.settings.fence:  # at once: until it is acknowledged nothing is forwarded
+            yield from self._heartbeat(epoch)
         yield from self._claim_fixed(now)
+
+    def _ran_out(self, held: Held, before: int | None) -> bool:
+        """Whether a binding that the kernel lacks ran idle there while nobody looked.
+
+        So it is if its table (epoch `before`) was there since the grant, no other worker has spoken for it,
+        who may have taken it out, and it is old enough: what was never installed is not.
+        """
+        grant = self._grant
+        if grant is None or before is None:
+            return False
+        is_old = grant.granted_ns - held.since_ns >= held.idle_ns  # both by the tracker's clock
+        return is_old and before >= max(held.epoch, grant.trusted_epoch)
 
     def restored(self, what: str, now: Instant) -> Iterator[Effect]:
         """The kernel is as it should be again: the hole goes into the log."""
@@ -712,17 +758,22 @@ class Gateway:
                 host=self.settings.host,
                 # Once: two that take over from each other would do so for ever.
                 take_over=self.settings.take_over and self.epoch is None,
-                fence=False,
+                fence=self.settings.fence,
             )
         )
 
     def close_session(self) -> Iterator[Effect]:
-        """A clean stop: calls go on in the kernel, and another worker may come at once."""
+        """A clean stop: calls go on in the kernel, and another worker may come at once.
+
+        Under fence nothing goes on: a closed session holds nobody off.
+        """
         for waiting in self._waiting.values():
             if waiting.packet is not None:
                 yield Verdict(waiting.packet, Action.DROP)
         self._waiting.clear()
         if self.epoch is not None:
+            if self.settings.fence:
+                yield EndLease()
             yield Submit(CloseSession(self.settings.gateway, self.epoch))
 
     def _tracker_silent(self, now: Instant) -> bool:
@@ -743,8 +794,12 @@ class Gateway:
             if self.binding_of(element.service, element.holder) is None:
                 yield Purge(element)
         if now.monotonic_ns >= self._next_tick_ns:
-            self._next_tick_ns = now.monotonic_ns + TICK_NS
-            yield from self._tick(now)
+            self._next_tick_ns = now.monotonic_ns + self._tick_ns()
+            if self.epoch is not None:
+                yield from self._heartbeat(self.epoch)
+                yield from self._claim_fixed(now)
+        if self._reopen_ns is not None and now.monotonic_ns >= self._reopen_ns:
+            yield from self._open()
 
     def _give_up_claims(self, now: Instant) -> Iterator[Effect]:
         for key, waiting in list(self._waiting.items()):
@@ -756,13 +811,17 @@ class Gateway:
             elif waiting.packet is None and waiting.deadline_ns + TRACKER_SILENT_NS <= now.monotonic_ns:
                 del self._waiting[key]  # whatever comes now is late, and goes back
 
-    def _tick(self, now: Instant) -> Iterator[Effect]:
-        if self.epoch is not None:
-            self._nonce += 1
-            yield Send(Heartbeat(self.settings.gateway, self.epoch, self._nonce))
-            yield from self._claim_fixed(now)
-        elif self._reopen_ns is not None and now.monotonic_ns >= self._reopen_ns:
-            yield from self._open()
+    def _tick_ns(self) -> int:
+        """From one heartbeat to the next."""
+        if not self.settings.fence or self._grant is None:
+            return TICK_NS
+        return min(TICK_NS, self._grant.lease_ms * SECOND_NS // 1000 // HEARTBEATS_A_LEASE)
+
+    def _heartbeat(self, epoch: int) -> Iterator[Effect]:
+        self._nonce += 1
+        if self.settings.fence and self._grant is not None:
+            yield Offer(self._nonce, self._grant.lease_ms)
+        yield Send(Heartbeat(self.settings.gateway, epoch, self._nonce))
 
 
 def translated(udp: UdpPacket, direction: Direction, element: Element) -> bytes:

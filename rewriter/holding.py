@@ -1,6 +1,7 @@
 """A binding as its worker knows it: what the kernel and the holder's own packets say of it.
 
-Rule 1: times are monotonic nanoseconds; only `since_ns` is wall time, the tracker's, of the grant.
+Rule 1: times are monotonic nanoseconds; only `since_ns` is wall time, the tracker's, of the grant, which the
+  epoch `epoch` had.
 Rule 2: the idle time left is rounded down, and the look at it began before: what is learned are lower bounds.
   The highest one is nearest to the truth, and stays so when the element is gone: any packet after it would
   have kept the element.
@@ -35,6 +36,7 @@ class Held:
     binding: int
     element: Element
     since_ns: int
+    epoch: int
     idle_ns: int
     user_name: str | None
     packet: int | None = None
@@ -112,4 +114,4 @@ def held_from(view: BindingView, idle_ns: int, packet: int | None = None) -> Hel
     """A binding as the tracker gave it; `packet` waits for its installation."""
     resource = view.resource
     element = Element(resource.service, IPv4Address(view.holder), IPv4Address(resource.public_address))
-    return Held(view.binding, element, view.since_ns, idle_ns, view.user_name, packet)
+    return Held(view.binding, element, view.since_ns, view.epoch, idle_ns, view.user_name, packet)

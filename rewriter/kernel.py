@@ -16,7 +16,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import nftables
 from rewriter import ruleset
 from rewriter.effects import Carried, KernelView
 from rewriter.ruleset import Element, Ruleset, Service
+from tracker.instant import Instant
 
 SIOCGIFADDR = 0x8915  # include/uapi/linux/sockios.h
 QUEUE_STATISTICS = Path("/proc/net/netfilter/nfnetlink_queue")
@@ -391,19 +392,25 @@ def most_speakers() -> int:
 class GatewayKernel:
     """What the worker's effects do to the kernel."""
 
-    def __init__(self, rules_for: Callable[[int], Ruleset]) -> None:
+    def __init__(self, rules_for: Callable[[int], Ruleset], clock: Callable[[], Instant]) -> None:
         self._rules_for = rules_for
+        self._clock = clock
         self.tables = Tables()
         self.epoch: int | None = None
         self.rules: Ruleset = rules_for(0)
         self._baseline: dict[str, tuple[int, int]] = {}
         self._loaded: dict[str, str | None] = {}
 
-    def adopt(self, epoch: int, wanted: Iterable[tuple[int, Element]]) -> tuple[list[int], int | None]:
+    def adopt(
+        self, epoch: int, wanted: Iterable[tuple[int, Element]], moved_epoch: int = 0
+    ) -> tuple[list[int], int | None]:
         """Replace whatever table stands by this epoch's, keeping the wanted bindings that the kernel holds.
 
+        In place of a table older than `moved_epoch` all of them are made, with their whole idle time.
         Returns the bindings kept and the epoch of the table before, if there was one. Calls in progress are
-        not touched: the replacement is one transaction, and connections live in conntrack.
+        not touched: the replacement is one transaction, and connections live in conntrack. Idle times go on
+        where they were, but for the time in which nft loads the table: so much later they end (about 20 ms;
+        nobody can know before how long it will take, and earlier than due would end a call).
         """
         before = self.tables.epoch()
         if before is not None and before != self.epoch and before >= epoch:
@@ -411,13 +418,9 @@ class GatewayKernel:
                 f"the table here is of epoch {before}, not ours, and {epoch} was granted: another worker"
                 " took over; or the tracker's log was replaced, then: nft delete table ip porthold"
             )
-        kept: list[int] = []
-        elements: list[Element] = []
-        for binding, element in wanted:
-            left_s = self._left_s(element) if before is not None else None
-            if left_s is not None:
-                kept.append(binding)
-                elements.append(Element(element.service, element.holder, element.public, left_s))
+        found = list(wanted) if (before or 0) < moved_epoch else self._found(wanted)
+        kept = [binding for binding, _ in found]
+        elements = [element for _, element in found]
         rules = self._rules_for(epoch)
         self.tables.apply(ruleset.render(rules, epoch, elements, replaces=before))
         self.epoch, self.rules = epoch, rules
@@ -427,9 +430,24 @@ class GatewayKernel:
         self._baseline = {}
         for service in rules.services:
             self._forget_all_but(service, {e.holder for e in elements if e.service == service.name})
-        for element in elements:  # whoever installed it may have ended before it came to this
-            self._forget_claimed_tuples(rules.service(element.service), element)
+            # Peers went on sending while nobody held, or nobody came to the end of an installation.
+            self._forget_claimed_tuples(service, [e for e in elements if e.service == service.name])
         return kept, before
+
+    def _found(self, wanted: Iterable[tuple[int, Element]]) -> list[tuple[int, Element]]:
+        """Those that the kernel holds, with the idle time that is left now."""
+        seen: list[tuple[int, Element, int]] = []
+        for binding, element in wanted:
+            looked_ns = self._clock().monotonic_ns
+            left_s = self._left_s(element)
+            if left_s is not None:
+                seen.append((binding, element, looked_ns + round(left_s * 1e9)))
+        now_ns = self._clock().monotonic_ns
+        return [
+            (binding, replace(element, left_s=(expires_ns - now_ns) / 1e9))
+            for binding, element, expires_ns in seen
+            if expires_ns > now_ns  # else it has run out meanwhile
+        ]
 
     def stand_in(self, epoch: int) -> None:
         """Serve what stands there, of this epoch, until the tracker has granted one of our own.
@@ -475,7 +493,7 @@ class GatewayKernel:
         self.tables.apply(ruleset.install(self.rules, self._epoch(), element))
         # Behind the batch: a peer that goes on sending makes a connection to nobody with each packet that
         # comes before it, and that one keeps the tuple: the new holder's packets would vanish.
-        self._forget_claimed_tuples(service, element)
+        self._forget_claimed_tuples(service, [element])
         counters = self.tables.counters()
         self._baseline.update({name: counters[name] for name in counter_names(service)})
 
@@ -567,6 +585,25 @@ class GatewayKernel:
         """Whether our table was there and somebody removed it."""
         return self.epoch is not None and self.tables.epoch() is None
 
+    def offer(self, nonce: int, lease_ms: int) -> None:
+        self.tables.apply(ruleset.offer(self._epoch(), nonce, lease_ms))
+
+    def renew(self, nonce: int, lease_ms: int) -> None:
+        """Take the acknowledgement of heartbeat `nonce` for a lease, unless its offer has run out."""
+        try:
+            self.tables.apply(ruleset.renew(self._epoch(), nonce, lease_ms))
+        except KernelRefused:
+            if self.tables.epoch() != self.epoch:
+                raise
+
+    def end_lease(self) -> None:
+        """Nothing is forwarded any more for our epoch; a table of another one, or none, does so anyway."""
+        try:
+            self.tables.apply(ruleset.end_lease(self._epoch()))
+        except KernelRefused:
+            if self.tables.epoch() == self.epoch:
+                raise
+
     def keep_alive(self) -> None:
         self.tables.apply(ruleset.keep_alive(self._epoch()))
 
@@ -594,15 +631,13 @@ class GatewayKernel:
             self._loaded = self._chains()
             self._baseline = {}
             for service in self.rules.services:
-                for element in elements:
-                    if element.service == service.name:
-                        self._forget_claimed_tuples(service, element)
+                self._forget_claimed_tuples(service, [e for e in elements if e.service == service.name])
         else:
             for element in elements:
                 self._remove(element)
                 self.tables.apply(ruleset.install(self.rules, self._epoch(), element))
                 # Who rang while it was gone has a connection to nobody.
-                self._forget_claimed_tuples(self.rules.service(element.service), element)
+                self._forget_claimed_tuples(self.rules.service(element.service), [element])
         self.ensure_queueing()
 
     def live_peers(self, element: Element) -> set[IPv4Address]:
@@ -659,11 +694,14 @@ class GatewayKernel:
     def _forget_all_but(self, service: Service, holders: set[IPv4Address]) -> None:
         self._forget(service, lambda connection: not holders & inside(connection))
 
-    def _forget_claimed_tuples(self, service: Service, element: Element) -> None:
+    def _forget_claimed_tuples(self, service: Service, elements: Sequence[Element]) -> None:
         """Entries that aren't the service's own but have its public ports, or go to them: a caller's from
         before there was a holder, and flows of the holder from before it held.
         """
+        if not elements:
+            return
         spans = service.ports()
+        holders, publics = {e.holder for e in elements}, {e.public for e in elements}
 
         def ours(protocol: str, port: int) -> bool:
             return any(span.protocol == protocol and span.first <= port <= span.last for span in spans)
@@ -673,9 +711,9 @@ class GatewayKernel:
             protocol = connection.protocol
             source, destination, _, dport = connection.original
             _, reply_to, _, public_port = connection.reply
-            called = destination == element.public and ours(protocol, dport)
-            occupied = reply_to == element.public and ours(protocol, public_port) and source != element.public
-            unmarked = source == element.holder and ours(protocol, dport)
+            called = destination in publics and ours(protocol, dport)
+            occupied = reply_to in publics and ours(protocol, public_port) and source != reply_to
+            unmarked = source in holders and ours(protocol, dport)
             if called or occupied or unmarked:
                 delete_connection(connection)
 

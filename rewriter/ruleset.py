@@ -21,6 +21,12 @@ A packet's way, by hook and priority:
 | postrouting 149 | idle | what really leaves starts the holder's idle time again |
 | postrouting 150 | rewrite | the CU-SeeMe header: the packet's own addresses, after all NAT, are copied in |
 
+With `fenced` (on_tracker_loss = "fence") the table does nothing without the element `lease`: no claim is
+asked, no caller forwarded, nothing of the service's leaves. Each heartbeat has an element `offered`; only
+while that is there its acknowledgement becomes a lease. Both last half of what the tracker grants: so the
+kernel's lease ends before the tracker's, however long the worker is stopped between any two steps
+(tests/model/lease.pml). A pause of the whole machine stops its timers too, and is not covered.
+
 Two fields of a packet can't be compared in nftables, but their concatenation can be looked up in a set of
 equal pairs: `ip saddr . @ih,96,32 @own_address` with {a . a} says "addr is the sender's own".
 Offsets: cuseeme-protocol.md. `@ih` counts bits from the UDP payload's start; its `set` mends the checksum
@@ -62,6 +68,11 @@ HOOKED_CHAINS = (
     "idle",
     "rewrite",
 )
+LEASED = "icmp, tcp, udp"
+"""The lease has an element for each protocol: `meta l4proto` is what any packet can be looked up by."""
+WITHOUT_LEASE = "meta l4proto != @lease counter name without_lease"
+TIMER_SLACK_MS = 20
+"""Kernel timers end up to a tick late, twice (rounded up, and looked at), and a tick is up to 10 ms."""
 PENDING_TIMEOUT_S = 4
 ALIVE_TIMEOUT_S = 3
 HUNG_UP_TIMEOUT_S = 5
@@ -150,6 +161,7 @@ class Ruleset:
     refused_s: float = 2.0
     most_speakers: int = MOST_SPEAKERS
     rewrites_in_kernel: bool = True
+    fenced: bool = False
     shift: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -243,6 +255,10 @@ def shared_sets(rules: Ruleset, epoch: int, bindings: Sequence[Element]) -> Iter
     # Without @ih nothing passes unless it is alive; who loads the table is.
     alive = "" if rules.rewrites_in_kernel else elements(["udp"])
     yield f"set alive {{ type inet_proto; flags timeout; timeout {ALIVE_TIMEOUT_S}s;{alive} }}"
+    if rules.fenced:
+        yield "set lease { type inet_proto; flags timeout; }"
+        yield "set offered { type mark; flags timeout; }"
+        yield "counter without_lease { }"
     yield "set talk_rate { type ipv4_addr; size 4096; flags dynamic,timeout; timeout 10s; }"
     # Without @ih nothing looks an address up here: only that batches are the same in both datapaths.
     pairs = "typeof ip saddr . @ih,96,32" if rules.rewrites_in_kernel else "type ipv4_addr . mark"
@@ -350,6 +366,8 @@ def service_chains(rules: Ruleset, service: Service) -> Iterator[str]:
         ]
     # What conntrack can't follow can't be translated: it must not get a port, nor keep its host from one.
     claim.insert(0, "ct state invalid drop")
+    if rules.fenced:
+        claim.append(f"{WITHOUT_LEASE} {add_mark(rules, REFUSED)} accept")
     if service.policy == "last":
         # Only a new connection takes over. What goes on as if nothing had happened is a former holder's.
         claim.append(
@@ -406,6 +424,12 @@ def fence_chain(rules: Ruleset) -> str:
         mine = of_service(rules, service)
         unless_passed = f" ip saddr != @{name}_refused" if rules.refusal == "pass" else ""
         unless_answered = unless_passed.replace("saddr", "daddr")
+        if rules.fenced:
+            fence += [
+                f"{mine} {WITHOUT_LEASE} drop",
+                f"iifname {lan} oifname {wan} ip saddr @{name}_holders"
+                f" meta l4proto . th dport @{name}_ports {WITHOUT_LEASE} drop",
+            ]
         fence += [
             f"iifname {lan} oifname {wan} meta l4proto . th dport @{name}_control ip saddr != @{name}_holders"
             f"{unless_passed} counter name not_the_holder drop",
@@ -431,6 +455,11 @@ def nat_chains(rules: Ruleset) -> Iterator[str]:
     leaving: list[str] = []
     for service in rules.services:
         name = service.label
+        if rules.fenced:  # dropped, not answered by the gateway itself: a connection to nobody would stay
+            arriving.append(
+                f"iifname {wan} ip daddr @{name}_inbound meta l4proto . th dport @{name}_ports"
+                f" {WITHOUT_LEASE} drop"
+            )
         arriving.append(
             f"iifname {wan} ip daddr @{name}_inbound meta l4proto . th dport @{name}_ports"
             f" counter name {name}_callers {mark_connection(rules, service, OPENED_OUTSIDE)}"
@@ -667,6 +696,33 @@ def settle(epoch: int, service: Service, host: IPv4Address) -> str:
 def settled(service: Service, host: IPv4Address) -> str:
     name = f"{service.label}_pending"
     return f"add element ip {TABLE} {name} {{ {host} }}\ndelete element ip {TABLE} {name} {{ {host} }}\n"
+
+
+def offer(epoch: int, nonce: int, lease_ms: int) -> str:
+    """Before the heartbeat `nonce` leaves: its acknowledgement is worth something for half a lease."""
+    return fence(epoch) + f"add element ip {TABLE} offered {{ {nonce} timeout {half_ms(lease_ms)}ms }}\n"
+
+
+def renew(epoch: int, nonce: int, lease_ms: int) -> str:
+    """The heartbeat `nonce` was acknowledged. Fails whole, as it must, when its offer has run out."""
+    lasting = ", ".join(f"{protocol} timeout {half_ms(lease_ms)}ms" for protocol in LEASED.split(", "))
+    return (
+        fence(epoch)
+        + f"delete element ip {TABLE} offered {{ {nonce} }}\n"
+        # A timeout is only new with a new element; between two batches no packet sees it missing.
+        + f"add element ip {TABLE} lease {{ {lasting} }}\ndelete element ip {TABLE} lease {{ {LEASED} }}\n"
+        + f"add element ip {TABLE} lease {{ {lasting} }}\n"
+    )
+
+
+def half_ms(lease_ms: int) -> int:
+    """How long an offer lasts, and how long a lease, of the tracker's `lease_ms`."""
+    return max(1, lease_ms // 2 - TIMER_SLACK_MS)
+
+
+def end_lease(epoch: int) -> str:
+    """Forward nothing any more, and take no acknowledgement that is still under way."""
+    return fence(epoch) + f"flush set ip {TABLE} lease\nflush set ip {TABLE} offered\n"
 
 
 def keep_alive(epoch: int) -> str:

@@ -25,10 +25,13 @@ from rewriter.effects import (
     Adopt,
     CheckPeers,
     Effect,
+    EndLease,
     Install,
+    Offer,
     Purge,
     Refuse,
     RemoveStray,
+    Renew,
     Restore,
     Send,
     Settle,
@@ -62,6 +65,27 @@ class WorkerStopped(Exception):
     """The worker can't go on, and says why."""
 
 
+class TakenOver(WorkerStopped):
+    """The gateway is another worker's now: calls go on under that one's word, or end with our lease."""
+
+
+def serve(file: GatewayFile, *, take_over: bool = False) -> None:
+    """Work until SIGTERM or SIGINT; raises WorkerStopped when that is not possible.
+
+    A standby that is taken over stands by again. It begins anew: whatever it knew may be over.
+    """
+    while True:
+        try:
+            Worker(file, take_over=take_over).run()
+        except TakenOver as over:
+            if file.gateway is None or not file.gateway.standby:
+                raise
+            log.warning("%s; standing by", over)
+            take_over = False
+        else:
+            return
+
+
 class Worker:
     """One gateway's rewriter process."""
 
@@ -78,14 +102,17 @@ class Worker:
             )
         self._rewrites_in_kernel, self._datapath = choose_datapath(section.datapath)
         self._most_speakers = kernel.most_speakers()
-        self._kernel = GatewayKernel(self._rules)
+        self._kernel = GatewayKernel(self._rules, read_clock)
         settings = Settings(
             gateway=section.name,
+            worker=section.worker or section.name,
             host=host_identity(),
             services=kernel_services(file),
             definitions=file.service_definitions(),
             claim_timeout_s=section.claim_timeout_s,
             take_over=take_over,
+            standby=section.standby,
+            fence=section.on_tracker_loss == "fence",
         )
         self._gateway = Gateway(settings, self._public_address())
         self._queues: dict[str, Queue] = {}
@@ -291,6 +318,8 @@ class Worker:
         try:
             return self._attempt(effect)
         except KernelRefused as refusal:
+            if not isinstance(effect, Adopt):
+                self._stop_if_taken_over(refusal)
             if self._kernel.is_flushed():
                 # Now, not behind what is waiting: when that is done, something else may be held.
                 restored = self._change_kernel(Restore("table", self._gateway.elements()))
@@ -299,6 +328,15 @@ class Worker:
                 log.warning("binding %d not installed: %s", effect.binding, refusal)
                 return self._gateway.install_failed(effect.binding, read_clock())
             raise
+
+    def _stop_if_taken_over(self, refusal: KernelRefused) -> None:
+        """Whether that is why the kernel refused: a batch of an epoch that is over fails as a whole."""
+        standing = self._kernel.tables.epoch()
+        if standing not in (None, self._kernel.epoch):
+            ours = self._kernel.epoch
+            raise TakenOver(
+                f"the kernel's table is of epoch {standing}, ours is {ours}: taken over"
+            ) from refusal
 
     def _attempt(self, effect: Effect) -> Iterable[Effect]:
         match effect:
@@ -315,7 +353,16 @@ class Worker:
             case Send():
                 self._client.send(effect.message, read_clock())
             case Stop():
-                raise WorkerStopped(effect.reason)
+                raise TakenOver(effect.reason)
+            case Install() | Withdraw() | CheckPeers() | Adopt() | Restore():
+                return self._change_kernel(effect)
+            case _:
+                self._tell_kernel(effect)
+        return ()
+
+    def _tell_kernel(self, effect: Refuse | Settle | RemoveStray | Purge | Offer | Renew | EndLease) -> None:
+        """What has no outcome."""
+        match effect:
             case Refuse():
                 self._kernel.refuse(effect.service, effect.host)
             case Settle():
@@ -324,9 +371,12 @@ class Worker:
                 self._kernel.remove_stray(effect.service, effect.holder, effect.public)
             case Purge():
                 self._kernel.purge(effect.element)
-            case _:
-                return self._change_kernel(effect)
-        return ()
+            case Offer():
+                self._kernel.offer(effect.nonce, effect.lease_ms)
+            case Renew():
+                self._kernel.renew(effect.nonce, effect.lease_ms)
+            case EndLease():
+                self._kernel.end_lease()
 
     def _change_kernel(self, effect: Install | Withdraw | CheckPeers | Adopt | Restore) -> Iterable[Effect]:
         """What the machine must hear the outcome of."""
@@ -375,8 +425,7 @@ class Worker:
     def _adopt(self, effect: Adopt) -> Iterable[Effect]:
         old = dict(self._queues)
         self._listen(effect.epoch)  # before the table sends anything there
-        kept, before = self._kernel.adopt(effect.epoch, effect.bindings)
-        had_table = before not in (None, OPEN_EPOCH)  # a table of the latter never held anything
+        kept, before = self._kernel.adopt(effect.epoch, effect.bindings, effect.moved_epoch)
         log.info("epoch %d: %d of %d bindings adopted", effect.epoch, len(kept), len(effect.bindings))
         for queue in old.values():
             if queue not in self._queues.values():
@@ -384,7 +433,7 @@ class Worker:
                     queued.drop()
                 self._poller.unregister(queue.fileno())
                 queue.close()
-        return self._gateway.adopted(effect.epoch, kept, read_clock(), had_table=had_table)
+        return self._gateway.adopted(effect.epoch, kept, read_clock(), before=before)
 
     def _listen(self, epoch: int) -> None:
         rules = self._rules(epoch)
@@ -422,6 +471,6 @@ def choose_datapath(wanted: str) -> tuple[bool, str]:
 
 
 def host_identity() -> str:
-    """Machine and boot: says whether two workers share a kernel."""
+    """Machine, boot and network namespace: says whether two workers share a kernel's tables."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{socket.gethostname()}/{boot}"
+    return f"{socket.gethostname()}/{boot}/{Path('/proc/self/ns/net').stat().st_ino}"

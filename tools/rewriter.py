@@ -9,7 +9,7 @@ import click
 
 from rewriter.configuration import GatewayFile
 from rewriter.kernel import KernelRefused
-from rewriter.service import Worker, WorkerStopped
+from rewriter.service import WorkerStopped, serve
 from tracker.client import OutboxLocked, OutboxOutdated, OutboxUnreadable
 from tracker.configuration import ConfigurationError, Problem, load
 
@@ -23,7 +23,12 @@ from tracker.configuration import ConfigurationError, Problem, load
     show_default=True,
     help="The configuration file.",
 )
-@click.option("--take-over", is_flag=True, help="Take the gateway from the worker that has it now.")
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Take the gateway from the worker that has it now; from a fenced one on another host when its lease"
+    " has ended.",
+)
 def command(config_path: Path, *, take_over: bool) -> None:
     """Work for this machine's gateway: claims, rewriting, bindings in the kernel."""
     logging.basicConfig(
@@ -48,7 +53,7 @@ def command(config_path: Path, *, take_over: bool) -> None:
         )
         sys.exit(2)
     try:
-        Worker(file, take_over=take_over).run()
+        serve(file, take_over=take_over)
     except (WorkerStopped, KernelRefused, OutboxLocked, OutboxOutdated, OutboxUnreadable) as stopped:
         click.echo(f"porthold rewriter: {stopped}", err=True)
         sys.exit(1)

@@ -214,13 +214,16 @@ class BindingView:
 class SessionGranted:
     """The session is the worker's; `bindings` are the gateway's, to be adopted or reported withdrawn.
 
-    `moved_epoch`: with this epoch the gateway came to this host from another one (0: it did not). A kernel
-    whose table is older never had the bindings that were the other's: they are made anew in it.
+    `granted_ns`: the tracker's wall clock, as in the bindings' `since_ns`. `trusted_epoch`: the first since
+    another worker had the gateway. `moved_epoch`: with this one it came to this host from another (0: it did
+    not); a kernel whose table is older never had what was the other's.
     """
 
     gateway: Name
     epoch: Count
     lease_ms: Milliseconds
+    granted_ns: Nanoseconds
+    trusted_epoch: Count
     moved_epoch: Count
     bindings: tuple[BindingView, ...]
 

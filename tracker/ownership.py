@@ -102,7 +102,7 @@ MILLISECOND_NS: Final = 1_000_000
 TAKE_OVER_PAUSE_NS: Final = 1_000 * MILLISECOND_NS
 """So long the last one's binding is left alone: two that want it must not fight for it packet by packet."""
 TAKER_HEARD_NS: Final = 5_000_000_000
-"""Who waits to take over asks again at least each two seconds (rewriter/gateway.py)."""
+"""Who wants to take over asks anew at least each two seconds (rewriter/gateway.py); so long it is heeded."""
 
 
 # ---- what can be asked of it -----------------------------------------------------------------------------
@@ -216,8 +216,7 @@ class Decision:
 class Session:
     """`deadline_ns`: the lease's end, monotonic; `heard_ns`: wall time of the last heartbeat, or of opening.
 
-    `lease_ms`: as its worker was told. `fence`: its kernel forwards only while the lease runs. `taker`: who
-    waits to take over; the lease is not renewed meanwhile.
+    `lease_ms`: as its worker was told. `fence`: its kernel forwards only while the lease runs.
     What is not compared, is not logged; `image` says what becomes of it at a restart.
     """
 
@@ -230,7 +229,6 @@ class Session:
     fence: bool
     lost_since_ns: int | None = None
     refused: set[str] = field(default_factory=set)
-    taker: TakerSeen | None = field(default=None, compare=False)
     deadline_ns: int = field(default=0, compare=False)
     heard_ns: int = field(default=0, compare=False)
 
@@ -239,7 +237,8 @@ class Session:
 class Gateway:
     """`epoch`, `worker`, `host`: the last given; `trusted_epoch`: the first since another worker spoke.
 
-    `moved_epoch`: the first on this host, when the one before lives on beside it; else 0.
+    `moved_epoch`: the first on this host, when the one before lives on beside it; else 0. `taker`: who waits
+    to take over; the lease is not renewed meanwhile, and nobody else gets the gateway. It is not logged.
     """
 
     epoch: int = 0
@@ -251,6 +250,7 @@ class Gateway:
     last_ending: SessionEnding | None = None
     services: dict[str, ServiceDefinition] = field(default_factory=dict)
     bindings: set[int] = field(default_factory=set)
+    taker: TakerSeen | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)
@@ -341,7 +341,7 @@ def _from_worker(state: State, command: FromWorker, now: Instant) -> Decision:
     worker = command.worker
     match command.body:
         case OpenSession() as body:
-            return _open_session(state, worker, body, now)
+            return _open_session(state, worker, body, command.age_ms, now)
         case CloseSession() as body:
             return _close_session(state, worker, body)
         case ClaimPort() as body:
@@ -369,10 +369,16 @@ def _look_at_clock(state: State, now: Instant) -> tuple[tuple[ClockStepped, ...]
     return (), seen
 
 
-def _open_session(state: State, worker: str, body: OpenSession, now: Instant) -> Decision:
+def _open_session(state: State, worker: str, body: OpenSession, age_ms: int, now: Instant) -> Decision:
+    if age_ms * MILLISECOND_NS > TAKER_HEARD_NS:
+        body = replace(body, take_over=False)  # the operator may have given up meanwhile
     gateway = state.gateways.get(body.gateway, Gateway())
-    session = gateway.session
-    if session is not None and _runs(session, now) and not _may_replace(session, worker, body, now):
+    session, taker = gateway.session, _taker(gateway, now)
+    if taker is not None and taker.worker != worker and not body.take_over:
+        left_ns = 0 if session is None else max(0, session.deadline_ns - now.monotonic_ns)
+        denied = SessionDenied(body.gateway, taker.worker, taker.host, left_ns // MILLISECOND_NS)
+        return Decision(reply=denied)
+    if session is not None and _runs(session, now) and not _may_replace(session, worker, body):
         return _deny_session(session, worker, body, now)
     epoch = gateway.epoch + 1
     events: list[Event] = []
@@ -383,7 +389,8 @@ def _open_session(state: State, worker: str, body: OpenSession, now: Instant) ->
     events.append(SessionOpened(body.gateway, epoch, worker, body.host, addresses, lease_ms, body.fence))
     events.extend(_changed_services(gateway, body))
     bindings = tuple(state.bindings[number].view() for number in sorted(gateway.bindings))
-    reply = SessionGranted(body.gateway, epoch, lease_ms, _moved_epoch(gateway, epoch, body.host), bindings)
+    since = _trusted_epoch(gateway, epoch, worker), _moved_epoch(gateway, epoch, body.host)
+    reply = SessionGranted(body.gateway, epoch, lease_ms, now.wall_ns, *since, bindings)
     orders = tuple(_withdrawals(state, body.gateway, worker))
     return Decision(tuple(events), (_renewed(body.gateway, lease_ms, now),), reply, orders)
 
@@ -392,7 +399,7 @@ def _runs(session: Session, now: Instant) -> bool:
     return session.lost_since_ns is None and session.deadline_ns > now.monotonic_ns
 
 
-def _may_replace(session: Session, worker: str, body: OpenSession, now: Instant) -> bool:
+def _may_replace(session: Session, worker: str, body: OpenSession) -> bool:
     """Whether it may while its lease runs: its own worker, and whom the operator sends.
 
     Under fence only on the same host, where the new epoch's table replaces the old one and its lease. Another
@@ -400,20 +407,17 @@ def _may_replace(session: Session, worker: str, body: OpenSession, now: Instant)
     """
     if session.fence and session.host != body.host:
         return False
-    return body.take_over if session.worker != worker else _taker(session, now) is None
+    return body.take_over or session.worker == worker
 
 
-def _taker(session: Session, now: Instant) -> TakerSeen | None:
+def _taker(gateway: Gateway, now: Instant) -> TakerSeen | None:
     """Who is waiting to take over, unless nothing was heard of it for a while."""
-    taker = session.taker
+    taker = gateway.taker
     return taker if taker is not None and taker.until_ns > now.monotonic_ns else None
 
 
 def _deny_session(session: Session, worker: str, body: OpenSession, now: Instant) -> Decision:
     left_ms = (session.deadline_ns - now.monotonic_ns) // MILLISECOND_NS
-    taker = _taker(session, now)
-    if taker is not None and taker.worker != worker:
-        return Decision(reply=SessionDenied(body.gateway, taker.worker, taker.host, left_ms))
     # Its lease is not renewed any more, so it ends, or its worker closes it on hearing so.
     until_ns = now.monotonic_ns + TAKER_HEARD_NS
     takes = (TakerSeen(body.gateway, worker, body.host, until_ns),) if body.take_over else ()
@@ -423,6 +427,11 @@ def _deny_session(session: Session, worker: str, body: OpenSession, now: Instant
 
 def _refused(session: Session, worker: str, body: OpenSession) -> SessionRefused:
     return SessionRefused(body.gateway, session.epoch, worker, body.host)
+
+
+def _trusted_epoch(gateway: Gateway, epoch: int, worker: str) -> int:
+    """Of the session `epoch` of `worker`."""
+    return gateway.trusted_epoch if gateway.worker == worker else epoch
 
 
 def _moved_epoch(gateway: Gateway, epoch: int, host: str) -> int:
@@ -470,7 +479,7 @@ def _heartbeat(state: State, worker: str, body: Heartbeat, now: Instant) -> Deci
         gateway = state.gateways.get(body.gateway)
         reason = None if gateway is None else gateway.last_ending
         return Decision(reply=SessionOver(body.gateway, body.epoch, reason))
-    if _taker(session, now) is not None:
+    if _taker(state.gateways[body.gateway], now) is not None:
         return Decision(reply=SessionOver(body.gateway, body.epoch, SessionEnding.TAKE_OVER))
     lost_ns = session.lost_since_ns
     back = () if lost_ns is None else (WorkerReturned(body.gateway, body.epoch, worker, lost_ns),)
@@ -781,7 +790,7 @@ def apply_unlogged(state: State, change: Unlogged) -> None:
         case ClockSeen():
             state.clock_offset_ns = change.offset_ns
         case TakerSeen():
-            _open(state, change.gateway).taker = change
+            state.gateways[change.gateway].taker = change
         case _:
             assert_never(change)
 
@@ -795,9 +804,9 @@ def _open(state: State, gateway: str) -> Session:
 
 def _apply_opened(state: State, event: SessionOpened, wall_ns: int) -> None:
     gateway = state.gateways.setdefault(event.gateway, Gateway())
-    if gateway.worker != event.worker:
-        gateway.trusted_epoch = event.epoch
+    gateway.trusted_epoch = _trusted_epoch(gateway, event.epoch, event.worker)
     gateway.moved_epoch = _moved_epoch(gateway, event.epoch, event.host)
+    gateway.taker = None
     gateway.epoch, gateway.worker, gateway.host = event.epoch, event.worker, event.host
     gateway.session = Session(
         event.epoch,

@@ -138,14 +138,24 @@ class Site:
                 "a rewriter with a gateway",
             )
 
-    def start_standby(self, *options: str) -> subprocess.Popen[bytes]:
+    def start_standby(
+        self, *options: str, place: str = "gateway", waits: bool = True
+    ) -> subprocess.Popen[bytes]:
         """A second worker of the same gateway, called `standby`; it writes what `said("standby")` reads."""
         other = self.directory / "standby.toml"
-        own = self.configuration.read_text()
-        other.write_text(own.replace('name = "gateway-1"', 'name = "gateway-1"\nworker = "standby"'))
+        own = self.configuration.read_text().replace("standby = true\n", "")
+        its = f'name = "gateway-1"\nworker = "standby"\nstandby = {json.dumps(waits)}'
+        other.write_text(own.replace('name = "gateway-1"', its))
         with (self.directory / "standby.log").open("ab") as output:
             words = [str(self.program), "rewriter", "--config", str(other), *options]
-            return self.lab.start("gateway", words, stdout=output, stderr=output)
+            return self.lab.start(place, words, stdout=output, stderr=output)
+
+    def await_said(self, name: str, words: str, times: int = 1, timeout_s: float = STARTED_S) -> None:
+        """Wait until a daemon has written these words so often."""
+        try:
+            wait_until(lambda: self.said(name).count(words) >= times, f"{name} says {words!r}", timeout_s)
+        except LabError as error:
+            raise LabError(f"{error}; it said: {self.said(name)}") from error
 
     def _daemon(self, place: str | None, command: str, *options: str) -> subprocess.Popen[bytes]:
         with (self.directory / f"{command}.log").open("ab") as output:

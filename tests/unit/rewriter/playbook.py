@@ -82,7 +82,7 @@ DEFINITIONS = (
         None,
     ),
 )
-SETTINGS = Settings("gw", "host/boot", (CUSEEME, CHAT), DEFINITIONS, claim_timeout_s=1.0)
+SETTINGS = Settings("gw", "w1", "host/boot", (CUSEEME, CHAT), DEFINITIONS, claim_timeout_s=1.0)
 
 Event = Callable[[Gateway, Instant], Iterable[Effect]]
 
@@ -175,8 +175,8 @@ def withdrawn(binding: int, carried: Carried | None = None) -> Event:
     return lambda gateway, now: gateway.withdrawn(binding, now, carried or Carried())
 
 
-def adopted(epoch: int, *kept: int, had_table: bool = True) -> Event:
-    return lambda gateway, now: gateway.adopted(epoch, kept, now, had_table=had_table)
+def adopted(epoch: int, *kept: int, before: int | None = 0) -> Event:
+    return lambda gateway, now: gateway.adopted(epoch, kept, now, before=before)
 
 
 def restored(what: str) -> Event:
@@ -252,13 +252,17 @@ def grant(
     return ClaimGranted(view(binding, host, service=service, public=public))
 
 
-def session(epoch: int, *bindings: BindingView) -> SessionGranted:
-    return SessionGranted("gw", epoch, 10_000, 0, bindings)
+def session(
+    epoch: int, *bindings: BindingView, trusted_epoch: int = 1, moved_epoch: int = 0
+) -> SessionGranted:
+    return SessionGranted("gw", epoch, 10_000, moment(0).wall_ns, trusted_epoch, moved_epoch, bindings)
 
 
-def opening(*, public: IPv4Address | None = PUBLIC, take_over: bool = False) -> OpenSession:
+def opening(
+    *, public: IPv4Address | None = PUBLIC, take_over: bool = False, fence: bool = False
+) -> OpenSession:
     addresses = () if public is None else (public.packed,)
-    return OpenSession("gw", addresses, DEFINITIONS, "host/boot", take_over, fence=False)
+    return OpenSession("gw", addresses, DEFINITIONS, "host/boot", take_over, fence)
 
 
 def came(binding: int, seconds: float = 0, *, epoch: int = 1) -> BindingInstalled:

@@ -157,7 +157,8 @@ def test_a_bad_value_is_named_with_its_reason(line: str, expected: str, tmp_path
         "refused_s = 0.0",
         "refused_s = inf",
         'refusal = "tarpit"',
-        'on_tracker_loss = "fence"',
+        'on_tracker_loss = "drop"',
+        'standby = "yes"',
         'datapath = "nft"',
         'mark_mask = "0x3f"',
         "queue_base = 0",
@@ -169,6 +170,12 @@ def test_what_is_out_of_bounds_is_one_problem_at_its_key(line: str, tmp_path: Pa
     key, _, reason = problem.partition(": ")
     assert key == f"gateway.{line.partition(' ')[0]}"
     assert reason
+
+
+def test_a_fenced_gateway_needs_a_lease_in_which_heartbeats_find_room(tmp_path: Path) -> None:
+    fenced = '[gateway]\nname = "gw"\nlan = ["br0"]\nwan = "eth0"\non_tracker_loss = "fence"\n' + CUSEEME
+    (problem,) = problems(tmp_path, "[tracker]\nlease_s = 0.9\n" + fenced)
+    assert problem.startswith("tracker.lease_s: ")
 
 
 def test_all_problems_are_said_at_once(tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ from rewriter.effects import (
     Adopt,
     Carried,
     CheckPeers,
+    EndLease,
     Install,
     KernelView,
+    Offer,
     Purge,
     Refuse,
     RemoveStray,
+    Renew,
     Restore,
     Send,
     Settle,
@@ -24,7 +27,7 @@ from rewriter.effects import (
     Verdict,
     Withdraw,
 )
-from rewriter.gateway import Gateway
+from rewriter.gateway import Gateway, Settings
 from rewriter.packet import Endpoint, UdpPacket
 from rewriter.ruleset import Element
 from tests.unit.rewriter.playbook import (
@@ -35,6 +38,7 @@ from tests.unit.rewriter.playbook import (
     OTHER_PEER,
     PEER,
     PUBLIC,
+    SECOND_NS,
     SETTINGS,
     Playbook,
     adopted,
@@ -757,17 +761,26 @@ def test_a_new_worker_adopts_what_the_tracker_and_the_kernel_know() -> None:
 
 
 @pytest.mark.parametrize(
-    ("had_table", "since_s", "reason"),
+    ("before", "trusted_epoch", "since_s", "reason"),
     [
-        (True, -IDLE_S - 1, Ending.IDLE),
-        (True, -IDLE_S + 1, Ending.LOST),  # too young for that: it was never installed, or somebody took it
-        (False, -IDLE_S - 1, Ending.LOST),  # the machine was started anew
+        (4, 1, -IDLE_S - 1, Ending.IDLE),
+        (4, 1, -IDLE_S + 1, Ending.LOST),  # too young for that: it was never installed, or somebody took it
+        (3, 1, -IDLE_S - 1, Ending.LOST),  # granted when this table stood no more: it was never in it
+        (4, 5, -IDLE_S - 1, Ending.LOST),  # another worker's table: it may have hung up there
+        (0, 1, -IDLE_S - 1, Ending.LOST),  # the machine was started anew
+        (None, 1, -IDLE_S - 1, Ending.LOST),
     ],
 )
-def test_what_the_kernel_no_longer_holds_is_reported(had_table: bool, since_s: float, reason: Ending) -> None:
+@pytest.mark.parametrize("clock_ahead_s", [0, 86_400, -86_400])
+def test_what_the_kernel_no_longer_holds_is_reported(
+    before: int | None, trusted_epoch: int, since_s: float, reason: Ending, clock_ahead_s: int
+) -> None:
     play = Playbook(Gateway(SETTINGS, PUBLIC)).run(opens)
-    play.run(answers(opening(), session(5, view(1, ANN, since_s=since_s))))
-    (play >> adopted(5, had_table=had_table) << Submit(went(1, reason, epoch=5))).settled()
+    bound = view(1, ANN, since_s=since_s + clock_ahead_s, epoch=4)
+    granted = session(5, bound, trusted_epoch=trusted_epoch)
+    told = replace(granted, granted_ns=granted.granted_ns + clock_ahead_s * SECOND_NS)
+    play.run(answers(opening(), told))
+    (play >> adopted(5, before=before) << Submit(went(1, reason, epoch=5))).settled()
 
 
 def test_an_adopted_binding_on_another_address_is_withdrawn() -> None:
@@ -798,12 +811,48 @@ def test_a_session_granted_to_the_process_before_is_not_ours() -> None:
     ).settled()
 
 
-def test_a_denied_session_is_asked_for_again_later() -> None:
-    play = Playbook(Gateway(SETTINGS, PUBLIC)).run(opens).at(1)
-    (play >> answers(opening(), DENIED)).settled()
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(SETTINGS, standby=True),
+        replace(SETTINGS, worker="w2"),  # started anew on another host, so it seems
+    ],
+)
+def test_who_waits_asks_again_and_at_once_when_the_lease_has_ended(settings: Settings) -> None:
+    asks = opening()
+    play = Playbook(Gateway(settings, PUBLIC)).run(opens).at(1)
+    (play >> answers(asks, DENIED)).settled()
     (play.at(2.9) >> timer).settled()
-    (play.at(3.9) >> timer << Submit(opening())).settled()
+    assert play.gateway.next_deadline_ns() == moment(3).monotonic_ns
+    (play.at(3) >> timer << Submit(asks)).settled()
+    (play.at(3.9) >> timer >> answers(asks, replace(DENIED, lease_left_ms=500))).settled()
+    assert play.gateway.next_deadline_ns() == moment(4.4).monotonic_ns
+    (play.at(4.4) >> timer << Submit(asks)).settled()
     (play.at(9) >> timer).settled()  # one question at a time
+
+
+def test_a_take_over_that_has_to_wait_is_asked_for_again_and_again() -> None:
+    asks = opening(take_over=True)
+    play = Playbook(Gateway(replace(SETTINGS, take_over=True), PUBLIC)).run(opens)
+    (play >> answers(asks, DENIED)).settled()
+    (play.at(0.5) >> timer << Submit(asks)).settled()
+
+
+def test_who_does_not_wait_is_told_who_has_the_gateway() -> None:
+    how = "take it over with --take-over, or wait for it with standby = true"
+    play = Playbook(Gateway(SETTINGS, PUBLIC)).run(opens)
+    (play >> answers(opening(), DENIED) << Stop(f"gateway gw is w2's on other/boot; {how}")).settled()
+
+
+def test_in_a_kernel_that_never_had_them_the_bindings_of_another_host_are_made_anew() -> None:
+    play = Playbook(Gateway(SETTINGS, PUBLIC)).run(opens)
+    (
+        play
+        >> answers(opening(), session(5, view(1, ANN), trusted_epoch=5, moved_epoch=5))
+        << Adopt(5, ((1, element(ANN)),), 5)
+        >> adopted(5, 1, before=2)
+        >> sees(kernel(element(ANN), epoch=5))
+    ).settled()
 
 
 def test_a_take_over_is_asked_for_only_once() -> None:
@@ -824,7 +873,7 @@ def test_the_end_of_an_older_session_is_no_news() -> None:
 
 def test_a_worker_that_lost_its_gateway_to_another_one_stops() -> None:
     play = in_session().run(answers(None, over()))
-    (play >> answers(opening(), DENIED) << Stop("gateway gw is w2's on other/boot")).settled()
+    (play >> answers(opening(), DENIED) << Stop("gateway gw is w2's on other/boot: taken over")).settled()
 
 
 def test_repeated_answers_to_the_opening_are_no_news() -> None:
@@ -928,6 +977,46 @@ def test_a_heartbeat_goes_out_each_second_of_a_session() -> None:
     (play.at(1.0) >> timer << Send(Heartbeat("gw", 1, 2))).settled()
     (play.at(1.9) >> timer).settled()
     (play.at(2.5) >> timer << Send(Heartbeat("gw", 1, 3))).settled()
+
+
+FENCED = replace(SETTINGS, fence=True)
+
+
+def fenced() -> Playbook:
+    play = Playbook(Gateway(FENCED, PUBLIC)).run(opens)
+    (
+        play
+        >> answers(opening(fence=True), session(1))
+        << Adopt(1, ())
+        >> adopted(1)
+        << Offer(1, 10_000)
+        << Send(Heartbeat("gw", 1, 1))
+    ).settled()
+    return play
+
+
+def test_under_fence_each_heartbeat_is_offered_first_and_its_acknowledgement_renews() -> None:
+    play = fenced()
+    (play >> answers(None, HeartbeatAcknowledged("gw", 1, 1, 10_000)) << Renew(1, 10_000)).settled()
+    (play.at(1) >> timer << Offer(2, 10_000) << Send(Heartbeat("gw", 1, 2))).settled()
+
+
+def test_an_acknowledgement_of_an_earlier_epoch_renews_nothing() -> None:
+    play = fenced().run(answers(None, over()), answers(opening(fence=True), session(2)))
+    play.run(adopted(2))
+    (play >> answers(None, HeartbeatAcknowledged("gw", 1, 1, 10_000))).settled()
+    (play >> answers(None, HeartbeatAcknowledged("gw", 2, 2, 10_000)) << Renew(2, 10_000)).settled()
+
+
+def test_a_short_lease_has_more_heartbeats() -> None:
+    play = Playbook(Gateway(FENCED, PUBLIC)).run(opens)
+    short = replace(session(1), lease_ms=1200)
+    play.run(answers(opening(fence=True), short), adopted(1), timer)
+    assert play.gateway.next_deadline_ns() == moment(0.2).monotonic_ns
+
+
+def test_under_fence_the_lease_ends_before_the_session_is_closed() -> None:
+    (fenced() >> closes << EndLease() << Submit(CloseSession("gw", 1))).settled()
 
 
 def test_a_clean_stop_drops_what_waits_and_says_so() -> None:

@@ -20,11 +20,14 @@ from rewriter.effects import (
     Adopt,
     CheckPeers,
     Effect,
+    EndLease,
     Install,
     KernelView,
+    Offer,
     Purge,
     Refuse,
     RemoveStray,
+    Renew,
     Restore,
     Send,
     Settle,
@@ -223,7 +226,7 @@ class Gateways(RuleBasedStateMachine):
                 return gateway.restored(what, now)
             case Stop():
                 self.stopped = True
-            case Refuse() | Settle():
+            case Refuse() | Settle() | Offer() | Renew() | EndLease():
                 pass
         return ()
 
@@ -266,13 +269,18 @@ class Gateways(RuleBasedStateMachine):
         kept: list[int] = []
         for binding, element in adoption.bindings:
             key = (element.service, element.holder)
-            if key in old.holders and old.outbound.get(key) == element.public:
+            if (old.epoch or 0) < adoption.moved_epoch:
+                # Whatever a process before reported of it, the worker on the other host went on with it.
+                self.reported.discard(binding)
+                self.kernel.add(element, now.monotonic_ns)
+                kept.append(binding)
+            elif key in old.holders and old.outbound.get(key) == element.public:
                 assert binding not in self.reported, f"binding {binding} was reported as withdrawn"
                 left_s = (old.holders[key] - now.monotonic_ns) / SECOND_NS
                 self.kernel.add(replace(element, left_s=left_s), now.monotonic_ns)
                 kept.append(binding)
         self.adopted_once = True
-        return self.gateway.adopted(adoption.epoch, kept, now, had_table=old.epoch not in (None, 0))
+        return self.gateway.adopted(adoption.epoch, kept, now, before=old.epoch)
 
     # --- what happens --------------------------------------------------------------------------------------
 

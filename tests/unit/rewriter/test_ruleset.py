@@ -60,6 +60,15 @@ def batches(rules: Ruleset, epoch: int) -> dict[str, str]:
     }
 
 
+def fenced_batches(epoch: int) -> dict[str, str]:
+    """Those that need a lease to be told about."""
+    return {
+        "offer": ruleset.offer(epoch, 5, 10_000),
+        "renew": ruleset.renew(epoch, 5, 10_000),
+        "end_lease": ruleset.end_lease(epoch),
+    }
+
+
 # --- text -------------------------------------------------------------------------------------------------
 
 
@@ -79,9 +88,9 @@ def test_the_same_input_renders_the_same_text() -> None:
     assert ruleset.render(again, 7, [replace(HELD), replace(other)], replaces=6) == first
 
 
-@pytest.mark.parametrize("name", batches(RULES, 7))
-def test_every_batch_begins_with_its_own_epoch(name: str) -> None:
-    lines = batches(RULES, 7)[name].splitlines()
+@pytest.mark.parametrize("batch", [*batches(RULES, 7).values(), *fenced_batches(7).values()])
+def test_every_batch_begins_with_its_own_epoch(batch: str) -> None:
+    lines = batch.splitlines()
     assert lines[:2] == ["delete element ip porthold epoch { 7 }", "add element ip porthold epoch { 7 }"]
     assert len(lines) > 2
 
@@ -200,6 +209,24 @@ def test_without_rewriting_in_the_kernel_no_packet_passes_the_worker_by() -> Non
     assert "limit rate 50" not in text
 
 
+def test_only_a_fenced_table_knows_of_leases() -> None:
+    text = ruleset.render(RULES, 1, [HELD], replaces=None)
+    assert "lease" not in text
+    fenced = ruleset.render(replace(RULES, fenced=True), 1, [HELD], replaces=None)
+    assert fenced.count("@lease") == 4  # a claim, a caller, what is connected, what the holder opens
+    assert "elements" not in next(line for line in fenced.splitlines() if " set lease " in line)
+
+
+@given(st.integers(100, 86_400_000))
+def test_offer_and_lease_together_end_before_the_trackers_lease(lease_ms: int) -> None:
+    times = [
+        int(found)
+        for batch in (ruleset.offer(1, 5, lease_ms), ruleset.renew(1, 5, lease_ms))
+        for found in re.findall(r"timeout (\d+)ms", batch)
+    ]
+    assert max(times) + times[0] <= lease_ms - 2 * ruleset.TIMER_SLACK_MS
+
+
 def test_an_unknown_service_is_a_key_error() -> None:
     with pytest.raises(KeyError):
         ruleset.install(RULES, 1, replace(HELD, service="nothing"))
@@ -223,6 +250,7 @@ def configurations() -> Iterator[Ruleset]:
         yield replace(
             RULES, refusal=refusal, native_queue=native, services=services, rewrites_in_kernel=False
         )
+    yield replace(RULES, services=(WHITE_PINE, CUSEEME), most_speakers=speakers, fenced=True)
     yield replace(RULES, lan=("br0", "eth1.10", "wlan0"), mark_mask=0x3F, most_speakers=0)
     yield replace(RULES, mark_mask=0x3F << 26, refused_s=0.1, most_speakers=speakers)
 
@@ -250,6 +278,7 @@ def test_a_kernel_takes_the_table_and_every_batch_for_all_kinds_of_configuration
         ]
         texts.append(ruleset.render(rules, epoch, held, replaces=epoch - 1 if texts else None))
         texts += batches(rules, epoch).values()
+        texts += fenced_batches(epoch).values() if rules.fenced else ()
     load_all(tmp_path, texts)
 
 
@@ -259,6 +288,26 @@ def test_a_kernel_refuses_the_batch_of_another_epoch_whole(name: str, tmp_path: 
     load_all(tmp_path, [first])
     with pytest.raises(AssertionError, match="epoch"):
         load_all(tmp_path, [first, batches(RULES, 7)[name]])
+
+
+@pytest.mark.parametrize("name", fenced_batches(7))
+def test_a_kernel_refuses_the_lease_of_another_epoch_whole(name: str, tmp_path: Path) -> None:
+    fenced = replace(RULES, fenced=True)
+    first = [ruleset.render(fenced, 8, [HELD], replaces=None), ruleset.offer(8, 5, 10_000)]
+    load_all(tmp_path, first)
+    with pytest.raises(AssertionError, match="epoch"):
+        load_all(tmp_path, [*first, fenced_batches(7)[name]])
+
+
+@pytest.mark.parametrize("again", [5, 6], ids=["twice", "never offered"])
+def test_a_kernel_takes_an_acknowledgement_only_once_and_only_for_an_offer(
+    again: int, tmp_path: Path
+) -> None:
+    fenced = replace(RULES, fenced=True)
+    first = [ruleset.render(fenced, 8, [HELD], replaces=None), *list(fenced_batches(8).values())[:2]]
+    load_all(tmp_path, first)
+    with pytest.raises(AssertionError, match="No such file"):
+        load_all(tmp_path, [*first, ruleset.renew(8, again, 10_000)])
 
 
 @pytest.mark.parametrize("replaces", [None, 7], ids=["creates", "replaces"])

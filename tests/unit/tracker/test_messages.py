@@ -246,6 +246,6 @@ def test_a_session_with_the_most_bindings_of_the_longest_names_fits_a_frame() ->
     resource = Resource("ü" * 64, PUBLIC, "ü" * 64, PUBLIC)
     view = BindingView(2**63 - 1, resource, ANN, b"\x00" * 6, 2**63 - 1, 2**63 - 1, "\U0001f600" * 256)
     views = (view,) * messages.BINDINGS_LIMIT
-    granted = messages.SessionGranted("ü" * 64, 2**63 - 1, 10_000, 2**63 - 1, views)
+    granted = messages.SessionGranted("ü" * 64, 2**63 - 1, 10_000, 2**63 - 1, 2**63 - 1, 2**63 - 1, views)
     assert len(encode_reply(Reply(1, 1, granted))) <= messages.REPLY_LIMIT
     assert decode_reply(encode_reply(Reply(1, 1, ClaimGranted(view)))).body == ClaimGranted(view)
