@@ -1,7 +1,7 @@
 /* The lease-and-epoch protocol: who may give a port, and what the kernel is told of it.
 
 Rule 1: each transition names the code it stands for: <package: name>, or <file Rule n>. test_lease_model.py looks
-  whether that is there. <planned: …> is in the design and not in the code yet.
+  whether that is there.
 Rule 2: what is bounded is the world (claims, take-overs, crashes), never an answer to it: where something gets
   stuck, it is not for a bound.
 Rule 3: a process is stopped (SIGSTOP) by taking no step, and killed by end_process; both can happen between any two
@@ -321,9 +321,11 @@ inline decide_withdrawn(w) { /* <tracker: _report>, Rule 4 there */
   stage(w, ACKNOWLEDGED)
 }
 
-/* <tracker: _open_session>: when another worker's session may be replaced. KEEP: its lease has ended
-   (at any time, there is no clock), or the operator says --take-over. FENCE, <planned: fence>: --take-over on
-   another host waits for the lease too, because no batch of ours reaches the other kernel. */
+/* <tracker: _open_session>, <tracker: _may_replace>: when another worker's session may be replaced. KEEP: its lease
+   has ended (at any time, there is no clock), or the operator says --take-over. FENCE: --take-over on another host
+   waits for the lease too (<tracker/ownership.py Rule 7>), because no batch of ours reaches the other kernel. Whoever
+   waits so keeps the lease from being renewed and others from opening, <tracker: _taker>: here that is heartbeats
+   that are not answered and an Open that does not arrive, both of which happen anyway. */
 #ifdef FENCE
 #if defined(BUG_TAKE_OVER_AT_ONCE) || defined(BUG_NO_FENCE)
 #define ended true
@@ -578,7 +580,8 @@ end: do
 #define idle (effect == 0)
 #define over_in_tracker(w) !(disk.session == w + 1 && disk.epoch == W.epoch)
 
-/* On one kernel whoever adopts keeps what runs there; on another host, <planned: take-over>, it begins anew. */
+/* On one kernel whoever adopts keeps what runs there; on another host all is made anew, <tracker: _moved_epoch>.
+   (So it is here with each adoption under FENCE, also of a worker that comes back to its own kernel.) */
 #ifdef FENCE
 #define keeps(host) ((host) != 0)
 #else
@@ -698,7 +701,10 @@ inline look() { /* <rewriter: adopt> reads */
 }
 
 /* <rewriter: observe>: our table was flushed. With it went the epoch, which would have stopped us had we
-   been superseded: where no table stands the tracker is asked (a heartbeat) before one is made, adopting or not. */
+   been superseded: where no table stands the tracker is asked (a heartbeat) before one is made, adopting or not.
+   The code asks like this only for the lease: under FENCE what it restores forwards nothing before a heartbeat was
+   offered in it and acknowledged. The table itself it restores at once, and after it was stopped for long at its next
+   look (<rewriter: _round>): the tracker's word is usually there before, and nothing makes sure of it. */
 inline see_flushed() {
   idle && W.epoch != 0 && K.epoch == 0 ->
   granted_epoch = W.epoch;
@@ -758,11 +764,13 @@ inline adopt() {
 }
 
 #ifdef FENCE
-/* <planned: fence>. The kernel's lease: the element `offered` is put in before the heartbeat leaves; with the
+/* <rewriter/gateway.py Rule 6>, <rewriter: offer>, <rewriter: renew>. The kernel's lease: the element `offered` is put in before the heartbeat leaves; with the
    acknowledgement a batch that takes it out, and so fails when it ran out, puts `lease` in; each lasts half a lease.
    So lease ends at most a whole one after the heartbeat was sent, however long the worker is stopped between any
-   two steps. (The rest of the lease, computed by the worker, does not do it: BUG_RENEWAL_BY_CLOCK.) */
-inline send_heartbeat() {
+   two steps. (The rest of the lease, computed by the worker, does not do it: BUG_RENEWAL_BY_CLOCK.) The code's halves
+   are shorter by the slack of the kernel's timers, <rewriter: half_ms>, and it has an offer for each heartbeat: one
+   that is older than the last can still be taken, and ends sooner. */
+inline send_heartbeat() { /* <rewriter: _heartbeat> */
   idle && W.epoch != 0 && passes(w, W.epoch) ->
   K.offered = HALF;
 #ifdef BUG_RENEWAL_BY_CLOCK
@@ -793,7 +801,7 @@ inline receive_acknowledgement() {
 #endif
 }
 
-inline renew_kernel() {
+inline renew_kernel() { /* <rewriter: renew> */
   effect == RENEW ->
   if
   :: !passes(w, W.epoch) -> end_process()
@@ -832,7 +840,8 @@ end: do
 }
 #endif
 
-/* <rewriter: close_session>. FENCE: a closed session holds nobody off, so its lease goes first. */
+/* <rewriter: close_session>, <rewriter: end_lease>. FENCE: a closed session holds nobody off, so its lease goes
+   first. */
 inline hand_over() {
   effect == HAND_OVER ->
 #ifdef FENCE

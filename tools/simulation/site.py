@@ -260,7 +260,7 @@ class Site:
 
     def _identity(self) -> str:
         host = self.world.process.host
-        return f"{host.name} {host.boots}"
+        return f"{host.name}/{host.boots}/1"
 
     def open(self, path: Path, *, worker: str, now_ns: int, limit: int) -> SimulatedOutbox:
         """Outbox.open; the limit is the setting's."""
