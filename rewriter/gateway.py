@@ -471,6 +471,8 @@ class Gateway:
                 reason = Ending.ADDRESS_CHANGED
             if reason is None:
                 held = held_from(view, self._idle_ns(request.service), packet)
+                # By the packet that waits: it need not be seen again before somebody else is hung up on.
+                held.dialled[IPv4Address(request.destination)] = now.monotonic_ns
                 self._held[view.binding] = held
                 yield Install(view.binding, held.element)
                 return

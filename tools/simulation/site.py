@@ -324,6 +324,7 @@ def gateway_file(gateway: str, worker: str, setting: Setting) -> GatewayFile:
         "wan": "wan",
         "state_directory": Path("/nonexistent"),
         "refusal": setting.refusal,
+        "standby": setting.standbys,
     }
     return GatewayFile.model_validate({"services": services, "gateway": section})
 

@@ -453,6 +453,13 @@ def test_a_hang_up_of_a_binding_that_is_gone_is_forgotten() -> None:
     (play >> timer >> peers_seen(1)).settled()
 
 
+def test_a_hang_up_on_another_peer_leaves_the_call_that_the_claim_was_for() -> None:
+    play = in_session().run(claims(1, ANN), answers(claim(ANN), grant(1, ANN)), installed(1))
+    other = open_continue(ANN, OTHER_PEER, message=Message.CLOSE)
+    play.run(talks(2, other)).at(0.05).run(timer)
+    (play >> peers_seen(1)).settled()
+
+
 def test_a_host_that_hangs_up_on_thousands_does_not_make_memory_grow() -> None:
     play = in_session((1, ANN))
     for number in range(2_000):
