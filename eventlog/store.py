@@ -202,6 +202,13 @@ class Log(LogReader):
                 drop_tables(self._connection, sorted(tables.projection.tables))
             self._make_projections(self._tables, progress)
 
+    @property
+    def free_share(self) -> float:
+        """Which part of the file's pages is empty: by so much a whole `give_back` makes it smaller."""
+        rows = (self._connection.execute(f"PRAGMA {name}") for name in ("freelist_count", "page_count"))
+        (free,), (pages,) = (row.fetchone() for row in rows)
+        return float(free / pages)
+
     def give_back(self, *, whole: bool = False) -> bool:
         """Leave no trace in the file's write-ahead log of what was taken out; False: a reader held it back.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -12,6 +13,9 @@ from eventlog.segments import Segment
 from tools.options import json_option, log_options, opened_log
 from tools.output import print_json, print_line, print_table, progress_bar, time_text
 from tools.writing import MONTH, close_segments, log_for_writing, octets_of, wall_clock_ns
+
+_WORTH_WHILE: Final = 0.02
+"""Of the file: less empty than this it is not written anew."""
 
 
 @click.command("archive")
@@ -50,7 +54,8 @@ def command(
             for count, number in enumerate(done):
                 progress(count, len(done))
                 archive_segment(log, number, now_ns)
-        log.give_back(whole=compact and bool(done))
+        # Not only after archiving: the last time there may have been no room for it.
+        log.give_back(whole=compact and log.free_share > _WORTH_WHILE)
         segments = [log.life().segments[number] for number in done]
         show_segments(log, segments, as_json=as_json)
         if not as_json:

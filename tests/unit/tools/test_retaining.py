@@ -10,10 +10,12 @@ from click.testing import CliRunner, Result
 from eventlog.checkpoint import make_checkpoint
 from eventlog.note import SigningKey
 from eventlog.reading import LogReader
+from eventlog.record import Source
 from eventlog.store import Log
 from tests.unit.tools.sample_log import EVIL_NAME, records, write_sample_log
 from tools.cli import main
 from tools.output import time_text
+from tracker.events import TrackerStarted, to_record
 from tracker.projections import PROJECTIONS
 
 KEY = SigningKey("log.example/gateway-1", bytes(range(32)))
@@ -111,6 +113,28 @@ def test_what_needs_the_records_says_which_are_gone(path: Path) -> None:
     assert all("pruned" in it["problem"] for it in told(path, "explain", "1")["records"])
     result = run(path, "replay", *AT)
     assert (result.exit_code, "pruned" in result.stderr) == (1, True)
+
+
+def test_a_file_that_was_not_made_smaller_is_when_archive_is_asked_again(path: Path) -> None:
+    with Log.open(path, projections=PROJECTIONS) as log:
+        wall_ns = log.last_wall_ns or 0
+        filling = [
+            to_record(
+                TrackerStarted(9, "x" * 200, "y", None),
+                wall_ns=wall_ns,
+                source=Source("w", 1, n, 0),
+                nonce=bytes(16),
+            )
+            for n in range(600)
+        ]
+        log.append(filling)
+    told(path, "archive", "--no-compact")
+    before = path.stat().st_size
+    assert told(path, "archive", "--no-compact")["segments"] == []
+    assert path.stat().st_size == before
+    assert told(path, "archive")["segments"] == []
+    assert path.stat().st_size < before * 2 / 3
+    assert told(path, "verify", "--key", PUBLIC)["clean"]
 
 
 def test_nothing_newer_than_was_asked_for_is_archived(path: Path) -> None:
