@@ -145,33 +145,43 @@ def verify_note(note: bytes, keys: Iterable[VerifyingKey]) -> tuple[bytes, Verif
 
 
 def write_key_file(path: Path, key: SigningKey) -> None:
-    """Write a private key, readable by its owner only.
+    """Write a private key, readable by its owner only. Raises KeyUnusable."""
+    write_secret(path, key.secret_text() + "\n")
+
+
+def read_key_file(path: Path) -> SigningKey:
+    """Read a private key. Raises KeyUnusable, also when others than the owner may read or exchange it."""
+    return SigningKey.parse(read_secret(path).strip())
+
+
+def write_secret(path: Path, text: str) -> None:
+    """A new file, readable by its owner only.
 
     Raises KeyUnusable when the file exists already, or when others could put another one in its place.
     """
-    _check_directory(path)
+    check_directory(path)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise KeyUnusable(f"{path}: {error.strerror}") from error
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(key.secret_text() + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
 
-def read_key_file(path: Path) -> SigningKey:
-    """Read a private key. Raises KeyUnusable, also when others than the owner may read or exchange it."""
-    _check_directory(path)
+def read_secret(path: Path) -> str:
+    """What is in such a file. Raises KeyUnusable, also when others may read or exchange it."""
+    check_directory(path)
     try:
         if path.stat().st_mode & 0o077:
             raise KeyUnusable(f"{path}: others may read it; `chmod 600` it")
-        return SigningKey.parse(path.read_text("utf-8").strip())
+        return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise KeyUnusable(f"{path}: {error}") from error
 
 
-def _check_directory(path: Path) -> None:
+def check_directory(path: Path) -> None:
     """Raise KeyUnusable where others than the owner (and root) may put files in the place of this one."""
     try:
         status = path.absolute().parent.stat()

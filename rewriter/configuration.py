@@ -13,7 +13,15 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Field
 
 from rewriter.ruleset import MARK_BITS, MOST_SERVICES, Ports, Refusal, Ruleset, Service
-from tracker.configuration import PROTOCOLS, AbsolutePath, Ipc, Seconds, Section, TrackerFile
+from tracker.configuration import (
+    PROTOCOLS,
+    AbsolutePath,
+    CurveKey,
+    Seconds,
+    Section,
+    TrackerEndpoint,
+    TrackerFile,
+)
 from tracker.events import PortRange
 
 QUEUES_BY_EPOCH: Final = 16
@@ -55,6 +63,7 @@ class GatewaySection(Section):
     `public_address` unset means the first address of the WAN interface, followed when it changes. `standby`:
     wait while another worker has the gateway, and take it when that one's lease has ended. `on_tracker_loss`:
     without the tracker calls go on (keep), or end with the lease (fence), so that another host may take over.
+    A tracker by TCP has to prove `tracker_key`, its public key; `key` is the file of the worker's own.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -62,7 +71,9 @@ class GatewaySection(Section):
     wan: Interface
     public_address: Annotated[str, AfterValidator(_host_address)] | None = None
     worker: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] | None = None
-    tracker: Ipc | None = None
+    tracker: TrackerEndpoint | None = None
+    tracker_key: CurveKey | None = None
+    key: AbsolutePath | None = None
     state_directory: AbsolutePath = Path("/var/lib/porthold")
     claim_timeout_s: Annotated[float, Field(strict=True, ge=0.05, le=10)] = 1.0
     refusal: Refusal = "icmp"
@@ -97,11 +108,8 @@ class GatewayFile(TrackerFile):
                     f"services.{name}.forward",
                     f"{ports} rewritten ports are more than {REWRITTEN_PORTS_LIMIT}",
                 )
-        if self.gateway is not None and self.gateway.wan in self.gateway.lan:
-            yield "gateway.wan", f"{self.gateway.wan!r} is also in gateway.lan"
-        fenced = self.gateway is not None and self.gateway.on_tracker_loss == "fence"
-        if fenced and self.tracker.lease_s < FENCED_LEASE_LEAST_S:
-            yield "tracker.lease_s", f"is too short for a fenced gateway: at least {FENCED_LEASE_LEAST_S} s"
+        if self.gateway is not None:
+            yield from _gateway_settings(self.gateway, self.tracker.lease_s)
 
     def worker_problems(self) -> Iterator[tuple[str, str]]:
         """(key, reason) of what only a rewriter stumbles over."""
@@ -118,6 +126,23 @@ class GatewayFile(TrackerFile):
             )
         elif not os.access(directory, os.W_OK | os.X_OK):
             yield "gateway.state_directory", f"'{directory}' is not writable for this user"
+
+
+def _gateway_settings(gateway: GatewaySection, lease_s: float) -> Iterator[tuple[str, str]]:
+    if gateway.wan in gateway.lan:
+        yield "gateway.wan", f"{gateway.wan!r} is also in gateway.lan"
+    if gateway.on_tracker_loss == "fence" and lease_s < FENCED_LEASE_LEAST_S:
+        yield "tracker.lease_s", f"is too short for a fenced gateway: at least {FENCED_LEASE_LEAST_S} s"
+    by_tcp = gateway.tracker is not None and gateway.tracker.startswith("tcp:")
+    for name, mend in (
+        ("key", "make one: porthold keys worker FILE"),
+        ("tracker_key", "it is what `porthold keys server` prints where the tracker runs"),
+    ):
+        there = getattr(gateway, name) is not None
+        if by_tcp and not there:
+            yield f"gateway.{name}", f"is missing, and TCP is always encrypted; {mend}"
+        elif there and not by_tcp:
+            yield f"gateway.{name}", "has no effect without a gateway.tracker by TCP"
 
 
 def to_ports(ports: PortRange) -> Ports:

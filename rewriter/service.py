@@ -18,8 +18,9 @@ from types import FrameType
 import zmq
 from netfilterqueue import Packet
 
+from eventlog.note import KeyUnusable
 from rewriter import kernel, packet
-from rewriter.configuration import GatewayFile, kernel_services, ruleset_for
+from rewriter.configuration import GatewayFile, GatewaySection, kernel_services, ruleset_for
 from rewriter.effects import (
     Action,
     Adopt,
@@ -43,7 +44,7 @@ from rewriter.effects import (
 from rewriter.gateway import Gateway, Settings
 from rewriter.kernel import GatewayKernel, KernelRefused, Queue, QueueBusy
 from rewriter.ruleset import CLAIM, REFUSED, TALK, Ruleset
-from tracker.client import Keeper, OutboxFull, TrackerClient
+from tracker.client import Credentials, Keeper, OutboxFull, TrackerClient
 from tracker.clock import read_clock
 from tracker.events import Ending
 from tracker.messages import ClaimPort
@@ -84,6 +85,23 @@ def serve(file: GatewayFile, *, take_over: bool = False) -> None:
             take_over = False
         else:
             return
+
+
+def _credentials(section: GatewaySection) -> Credentials | None:
+    """What a tracker by TCP is shown. WorkerStopped: the key is not this worker's, or can't be used."""
+    if section.key is None or section.tracker_key is None:
+        return None
+    try:
+        credentials = Credentials.read(section.key, section.tracker_key, "worker")
+    except KeyUnusable as error:
+        raise WorkerStopped(str(error)) from error
+    worker = section.worker or section.name
+    if credentials.own.name != worker:
+        raise WorkerStopped(
+            f"{section.key} is the key of {credentials.own.name}, and this worker is called {worker};"
+            f" make it one of its own (porthold keys worker FILE --name {worker}), or set gateway.worker"
+        )
+    return credentials
 
 
 class Worker:
@@ -127,6 +145,7 @@ class Worker:
         self._client = TrackerClient.open(
             section.tracker or file.tracker.endpoint,
             worker=section.worker or section.name,
+            credentials=_credentials(section),
             outbox=section.state_directory / f"{section.worker or section.name}.outbox",
             now=read_clock(),
             keeper=Keeper(

@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 
 from eventlog.checkpoint import parse_checkpoint
-from tools.options import config_option, json_option, read_configuration
+from tools.options import calling, config_option, json_option, read_configuration
 from tools.output import print_json, print_line
 from tools.status import print_silence, why_silent
 from tracker.client import ask
 from tracker.messages import CheckpointMade, MakeCheckpoint, NoCheckpoint, NotAllowed
+from tracker.roles import Role
 from tracker.shapes import ProtocolError
 
 OPERATOR = "operator"
@@ -33,9 +34,9 @@ def command(config: Path | None, out: Path | None, timeout_s: float, *, as_json:
     Keep it where the log's owner cannot reach it: `porthold verify --against` shows what was changed since.
     Ends with 0 if there is one, with 1 if no tracker answers or it has no key.
     """
-    endpoint = read_configuration(config).tracker.operator_endpoint
+    endpoint, credentials = calling(read_configuration(config), Role.OPERATOR)
     try:
-        answer = ask(endpoint, OPERATOR, MakeCheckpoint(), timeout_s)
+        answer = ask(endpoint, OPERATOR, MakeCheckpoint(), timeout_s, credentials)
     except ProtocolError as error:
         print_silence(endpoint, f"what answers is no tracker of this version ({error})", as_json=as_json)
         sys.exit(1)

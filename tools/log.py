@@ -15,7 +15,7 @@ from eventlog.record import Record, RecordError
 from eventlog.segments import Span
 from eventlog.shelf import Gap
 from tools.log_stats import measure, print_stats
-from tools.options import json_option, log_options, opened_log, read_configuration
+from tools.options import calling, json_option, log_options, opened_log, read_configuration
 from tools.output import (
     exact_time_text,
     plain,
@@ -25,10 +25,11 @@ from tools.output import (
     time_text,
     words,
 )
-from tracker.client import ask_status
+from tracker.client import Credentials, ask_status
 from tracker.events import TYPES, Event, from_record
 from tracker.feed import FeedOver, Missing, Present
 from tracker.follower import Follower
+from tracker.roles import Role
 from tracker.shapes import ProtocolError
 
 SILENCE_S: Final = 1.0
@@ -131,9 +132,9 @@ def tail(*, config: Path | None, log_path: Path | None, first: int, follow: bool
         return
     if log_path is not None:
         raise click.UsageError("--follow asks the tracker; --log is a file that nobody need write to.")
-    endpoint = read_configuration(config).tracker.reader_endpoint
+    endpoint, credentials = calling(read_configuration(config), Role.READER)
     try:
-        for shown in followed(endpoint, first):
+        for shown in followed(endpoint, first, credentials):
             show_one(shown, as_json=as_json)
     except (FeedOver, ProtocolError) as error:
         print(f"The tracker at {endpoint} has nothing for us: {error}.", file=sys.stderr)
@@ -142,15 +143,15 @@ def tail(*, config: Path | None, log_path: Path | None, first: int, follow: bool
         pass
 
 
-def followed(endpoint: str, first: int) -> Iterator[Shown]:
+def followed(endpoint: str, first: int, credentials: Credentials | None) -> Iterator[Shown]:
     """The tracker's records from a position on, for ever. FeedOver, ProtocolError."""
-    status = ask_status(endpoint, SILENCE_S)
+    status = ask_status(endpoint, SILENCE_S, credentials)
     if status is None:
         print(f"No tracker answers at {endpoint}; waiting.", file=sys.stderr)
     while status is None:
-        status = ask_status(endpoint, SILENCE_S)
+        status = ask_status(endpoint, SILENCE_S, credentials)
     begin = max(0, status.records + first) if first < 0 else first
-    with Follower.open(endpoint, "log-tail", begin) as follower:
+    with Follower.open(endpoint, "log-tail", begin, credentials=credentials) as follower:
         while True:
             pieces = follower.receive(SILENCE_S)
             say_behind(follower)

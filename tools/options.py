@@ -18,7 +18,9 @@ from eventlog.note import KeyUnusable, NoteError, VerifyingKey
 from eventlog.reading import LogReader, LogUnreadable, RecordsGone
 from eventlog.record import RecordError
 from rewriter.configuration import GatewayFile
+from tracker.client import Credentials
 from tracker.configuration import ConfigurationError, address_from_text, load
+from tracker.roles import Role
 
 DEFAULT_CONFIG: Final = Path("/etc/porthold/porthold.toml")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -141,6 +143,17 @@ def read_configuration(config: Path | None) -> GatewayFile:
     except ConfigurationError as error:
         hint = "" if os.access(path, os.F_OK) else "\nSay where it is with --config FILE."
         raise WrongUse(f"{error}{hint}") from error
+
+
+def calling(file: GatewayFile, role: Role) -> tuple[str, Credentials | None]:
+    """Where and how this machine's commands call the tracker in this role; ends with 2 without a good key."""
+    if file.remote is None:
+        return file.tracker.local_socket(role).endpoint, None
+    try:
+        credentials = Credentials.read(file.remote.key, file.remote.tracker_key)
+    except KeyUnusable as error:
+        raise WrongUse(str(error)) from error
+    return file.remote.tracker, credentials
 
 
 def log_path_of(config: Path | None, log_path: Path | None) -> Path:

@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
-from tools.options import WrongUse, config_option, json_option, read_configuration
+from tools.options import WrongUse, calling, config_option, json_option, read_configuration
 from tools.output import octets_text, plain, print_json, print_line, protocol_text, time_text
 from tools.status import print_silence, why_silent
 from tools.writing import REASON
@@ -43,6 +43,7 @@ from tracker.orders import (
     Withdrawing,
     Withdrawn,
 )
+from tracker.roles import Role
 from tracker.shapes import ProtocolError
 
 ANYTHING: Final = FindPort(None, None, None, None, None, None)
@@ -249,8 +250,8 @@ class Operator:
 @contextmanager
 def operator(config: Path | None, timeout_s: float, *, as_json: bool) -> Iterator[Operator]:
     """The tracker of the configuration, to be ordered about."""
-    endpoint = read_configuration(config).tracker.operator_endpoint
-    with Line.open(endpoint, operator_name()) as line:
+    endpoint, credentials = calling(read_configuration(config), Role.OPERATOR)
+    with Line.open(endpoint, operator_name(), credentials) as line:
         yield Operator(line, endpoint, timeout_s, as_json=as_json)
 
 

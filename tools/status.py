@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
-from tools.options import WrongUse, config_option, json_option, read_configuration
+from tools.options import WrongUse, calling, config_option, json_option, read_configuration
 from tools.output import octets_text, print_json, print_line, print_table, time_text
 from tools.standing import Standing, standing
-from tracker.client import ask_status
+from tracker.client import ask
 from tracker.configuration import IPC
-from tracker.messages import Status
+from tracker.messages import GetStatus, NotAllowed, Status
+from tracker.roles import Role
 from tracker.shapes import ProtocolError
 
 
@@ -27,29 +28,33 @@ def command(config: Path | None, endpoint: str | None, timeout_s: float, *, as_j
     """
     if endpoint is not None and config is not None:
         raise click.UsageError("--config and --endpoint both say whom to ask; give one of them.")
-    file = None if endpoint is not None else read_configuration(config)
-    if file is not None:
-        endpoint = file.tracker.reader_endpoint
-    if endpoint is None or not endpoint.startswith(IPC + "/"):
-        raise WrongUse(f"{endpoint!r} is no endpoint; write ipc:///PATH")
+    file, credentials = None, None
+    if endpoint is None:
+        file = read_configuration(config)
+        endpoint, credentials = calling(file, Role.READER)
+    elif not endpoint.startswith(IPC + "/"):
+        raise WrongUse(f"{endpoint!r} is no endpoint on this machine; write ipc:///PATH")
     try:
-        status = ask_status(endpoint, timeout_s)
+        answer = ask(endpoint, "reader", GetStatus(), timeout_s, credentials)
     except ProtocolError as error:
         print_silence(endpoint, f"what answers is no tracker of this version ({error})", as_json=as_json)
         sys.exit(1)
-    if status is None:
-        print_silence(endpoint, why_silent(endpoint, timeout_s), as_json=as_json)
+    if not isinstance(answer, Status):
+        why = answer.reason if isinstance(answer, NotAllowed) else why_silent(endpoint, timeout_s)
+        print_silence(endpoint, why, as_json=as_json)
         sys.exit(1)
     kernel = None if file is None else standing(file)
     if as_json:
-        print_json({"endpoint": endpoint, "answers": True, "status": status, "kernel": kernel})
+        print_json({"endpoint": endpoint, "answers": True, "status": answer, "kernel": kernel})
     else:
-        print_status(status)
+        print_status(answer)
         print_standing(kernel)
 
 
 def why_silent(endpoint: str, timeout_s: float) -> str:
     """The likeliest reason, and what to do."""
+    if not endpoint.startswith(IPC):
+        return f"no answer in {timeout_s:g} s; the tracker is not reached, stopped or busy"
     path = Path(endpoint.removeprefix(IPC))
     try:
         there = path.exists()

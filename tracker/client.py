@@ -6,7 +6,7 @@ the keeper, no caller sees one.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, Self
 
@@ -14,15 +14,16 @@ import zmq
 
 from tracker.clock import read_clock
 from tracker.conversation import Answer, Conversation, OutboxOutdated, inherited
+from tracker.dialling import Connection, Credentials
 from tracker.instant import Instant
 from tracker.keeper import Keeper
 from tracker.messages import (
-    REPLY_LIMIT,
     CheckpointMade,
     ClaimPort,
     Durable,
     GetStatus,
     NoCheckpoint,
+    NotAllowed,
     Reply,
     ReplyBody,
     Request,
@@ -37,6 +38,7 @@ from tracker.outbox import LIMIT, Outbox, OutboxFull, OutboxLocked, OutboxUnread
 
 __all__ = [
     "Answer",
+    "Credentials",
     "Keeper",
     "Line",
     "OutboxFull",
@@ -50,13 +52,19 @@ __all__ = [
 
 _RETRY_NS: Final = 100_000_000
 """How soon to try again what the socket would not take."""
+_HANDSHAKE_POLL_MS: Final = 200
 
 
 class TrackerClient:
     """One worker's connection. Use `open`; not for several threads."""
 
     def __init__(
-        self, endpoint: str, outbox: Outbox, conversation: Conversation, keeper: Keeper | None = None
+        self,
+        endpoint: str,
+        outbox: Outbox,
+        conversation: Conversation,
+        keeper: Keeper | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self._outbox = outbox
         self._conversation = conversation
@@ -64,7 +72,8 @@ class TrackerClient:
         self._answered: list[int] = []
         self._blocked_until_ns = 0
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.socket = dealer(self._context, endpoint)
+        self._connection = Connection(self._context, endpoint, credentials)
+        self.socket = self._connection.socket
 
     @classmethod
     def open(  # noqa: PLR0913 (each by its name)
@@ -76,17 +85,19 @@ class TrackerClient:
         now: Instant,
         limit: int = LIMIT,
         keeper: Keeper | None = None,
+        credentials: Credentials | None = None,
     ) -> Self:
         """Connects, now or when the tracker is there. OutboxLocked, OutboxUnreadable.
 
-        `keeper`: gets every checkpoint that the tracker sends.
+        `keeper`: gets every checkpoint that the tracker sends. `credentials`: for TCP.
         """
         box = Outbox.open(outbox, worker=worker, now_ns=now.wall_ns, limit=limit)
         left = [
             (sequence, inherited(decode_body(message), wall_ns))
             for sequence, wall_ns, message in box.messages()
         ]
-        return cls(endpoint, box, Conversation(worker, box.incarnation, box.next_sequence, left), keeper)
+        conversation = Conversation(worker, box.incarnation, box.next_sequence, left)
+        return cls(endpoint, box, conversation, keeper, credentials)
 
     @property
     def pending(self) -> int:
@@ -96,7 +107,7 @@ class TrackerClient:
     @property
     def denied(self) -> str | None:
         """Why the tracker takes nothing of us; None: it does, or has not been heard yet."""
-        return self._conversation.denied
+        return self._connection.refused or self._conversation.denied
 
     @property
     def room_for_claims(self) -> bool:
@@ -143,6 +154,7 @@ class TrackerClient:
 
     def tick(self, now: Instant) -> None:
         """Sends what is due, and clears the outbox of what was answered."""
+        self._connection.tick(now.monotonic_ns)
         if self._conversation.renumbered:
             self._outbox.rename(self._conversation.incarnation)
             self._conversation.renumbered = False
@@ -159,7 +171,7 @@ class TrackerClient:
         """Ends the connection; what is unanswered stays in the outbox."""
         if self._answered:
             self._clear()
-        self.socket.close(linger=0)
+        self._connection.close()
         self._context.term()
         self._outbox.close()
 
@@ -199,15 +211,17 @@ class TrackerClient:
         return b"".join(parts)  # a tracker sends one part; anything else will not decode
 
 
-def ask_status(endpoint: str, timeout_s: float) -> Status | None:
+def ask_status(endpoint: str, timeout_s: float, credentials: Credentials | None = None) -> Status | None:
     """How the tracker at `endpoint` stands; None if none answers in time."""
-    body = ask(endpoint, "reader", GetStatus(), timeout_s)
+    body = ask(endpoint, "reader", GetStatus(), timeout_s, credentials)
     return body if isinstance(body, Status) else None
 
 
-def ask(endpoint: str, name: str, question: Volatile, timeout_s: float) -> ReplyBody | None:
+def ask(
+    endpoint: str, name: str, question: Volatile, timeout_s: float, credentials: Credentials | None = None
+) -> ReplyBody | None:
     """What the tracker at `endpoint` answers to somebody called `name`; None if none answers in time."""
-    with Line.open(endpoint, name) as line:
+    with Line.open(endpoint, name, credentials) as line:
         line.say(question)
         answer = line.hear(timeout_s)
         return None if answer is None else answer.body
@@ -216,40 +230,42 @@ def ask(endpoint: str, name: str, question: Volatile, timeout_s: float) -> Reply
 class Line:
     """A connection to the tracker for somebody who has no outbox: a reader, or an operator."""
 
-    def __init__(self, socket: zmq.Socket[bytes], name: str) -> None:
-        self.socket = socket
+    def __init__(self, connection: Connection, name: str) -> None:
+        self._connection = connection
         self._name = name
+        self._number = 0
 
     @classmethod
     @contextmanager
-    def open(cls, endpoint: str, name: str) -> Iterator[Self]:
-        """Connects, now or when the tracker is there."""
-        with zmq.Context() as context, dealer(context, endpoint, immediate=False) as socket:
-            yield cls(socket, name)
+    def open(cls, endpoint: str, name: str, credentials: Credentials | None = None) -> Iterator[Self]:
+        """Connects, now or when the tracker is there. With credentials, the name is that of the key."""
+        known_as = name if credentials is None else credentials.own.name
+        with zmq.Context() as context:
+            connection = Connection(context, endpoint, credentials, immediate=False)
+            with closing(connection):
+                yield cls(connection, known_as)
 
     def say(self, body: Volatile, number: int = 0) -> None:
         """Sends it; where no tracker is, it waits for one as long as the line is open.
 
         `number` comes back as the `incarnation` of what answers it.
         """
-        self.socket.send(encode_request(Request(self._name, number, 0, 0, 0, read_clock().wall_ns, body)))
+        self._number = number
+        frame = encode_request(Request(self._name, number, 0, 0, 0, read_clock().wall_ns, body))
+        self._connection.socket.send(frame)
 
     def hear(self, timeout_s: float) -> Reply | None:
-        """The next word of the tracker; None: there is none in time. ProtocolError: it is no tracker."""
-        if not self.socket.poll(round(timeout_s * 1000)):
-            return None
-        return decode_reply(self.socket.recv())
+        """The next word of the tracker; None: there is none in time. ProtocolError: it is no tracker.
 
-
-def dealer(
-    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, *, immediate: bool = True
-) -> zmq.Socket[bytes]:
-    socket = context.socket(zmq.DEALER)
-    socket.set(zmq.LINGER, 0)
-    # Nothing is queued while the tracker is away: a claim must not be granted a minute after it was made.
-    socket.set(zmq.IMMEDIATE, int(immediate))
-    socket.set(zmq.RECONNECT_IVL, 50)
-    socket.set(zmq.RECONNECT_IVL_MAX, 500)
-    socket.set(zmq.MAXMSGSIZE, REPLY_LIMIT)
-    socket.connect(endpoint)
-    return socket
+        NotAllowed, too, where the tracker does not let us in.
+        """
+        end_ns = read_clock().monotonic_ns + round(timeout_s * 1e9)
+        while True:
+            left_ms = max(0, (end_ns - read_clock().monotonic_ns) // 1_000_000)
+            if self._connection.socket.poll(min(left_ms, _HANDSHAKE_POLL_MS)):
+                return decode_reply(self._connection.socket.recv())
+            self._connection.tick(read_clock().monotonic_ns)
+            if self._connection.refused is not None:
+                return Reply(self._number, 0, NotAllowed(self._connection.refused))
+            if not left_ms:
+                return None

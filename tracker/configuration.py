@@ -71,9 +71,26 @@ def address_from_text(text: object) -> bytes:
 
 def _ipc_endpoint(text: str) -> str:
     if not text.startswith(IPC + "/"):
-        raise ValueError(f"{text!r} is no 'ipc:///path'; tcp comes with its security, later")
+        raise ValueError(f"{text!r} is no 'ipc:///path'")
     if len(text.removeprefix(IPC).encode()) > _IPC_PATH_LIMIT:
         raise ValueError(f"the path of a local socket is at most {_IPC_PATH_LIMIT} octets long")
+    return text
+
+
+def _tcp_endpoint(text: str) -> str:
+    found = re.fullmatch(r"tcp://([A-Za-z0-9.-]{1,253}|\*):(\d{1,5})", text)
+    if not found or not 1 <= int(found[2]) <= 0xFFFF:
+        raise ValueError(f"{text!r} is no 'tcp://address:port'")
+    return text
+
+
+def _tracker_endpoint(text: str) -> str:
+    return _ipc_endpoint(text) if text.startswith(IPC) else _tcp_endpoint(text)
+
+
+def _curve_key(text: str) -> str:
+    if not re.fullmatch(r"[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40}", text):
+        raise ValueError("no key: 40 characters of Z85 are wanted, as `porthold keys` prints them")
     return text
 
 
@@ -101,6 +118,9 @@ def _public_key(text: object) -> VerifyingKey:
 Ports = Annotated[PortRange, PlainValidator(ports_from_text)]
 IPv4 = Annotated[bytes, PlainValidator(address_from_text)]
 Ipc = Annotated[str, AfterValidator(_ipc_endpoint)]
+Tcp = Annotated[str, AfterValidator(_tcp_endpoint)]
+TrackerEndpoint = Annotated[str, AfterValidator(_tracker_endpoint)]
+CurveKey = Annotated[str, AfterValidator(_curve_key)]
 SocketMode = Annotated[int, PlainValidator(_socket_mode)]
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,31}$")]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
@@ -115,6 +135,22 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Number = Annotated[int, Field(strict=True, ge=1, le=10**6)]
+
+
+class LimitsSection(Section):
+    """[tracker.limits]: what one peer may have of the tracker.
+
+    `connections`: of one socket. Messages: of one key, or of one connection on this machine; twice as many at
+    once. `queue`: messages that wait for a peer that does not read, or for us.
+    """
+
+    connections: Number = 512
+    worker_messages_per_s: Number = 5000
+    other_messages_per_s: Number = 1000
+    queue: Number = 256
+
+
 class LocalSocket(NamedTuple):
     """A socket on this machine, and who may use its file: `mode`, and the group it is given to."""
 
@@ -127,7 +163,9 @@ class TrackerSection(Section):
     """[tracker]: where it listens and keeps its log.
 
     Each role has a socket on this machine: workers `endpoint`, readers `reader_endpoint`, operators
-    `operator_endpoint`; `…_mode` and `…_group` say which users may take that role.
+    `operator_endpoint`; `…_mode` and `…_group` say which users may take that role. By TCP (`listen`) the key
+    says the role: `server_key` is the file of the tracker's own, `authorised_keys` the directory of the
+    others.
     `signing_key`: the file of the private key that signs checkpoints; without it nothing of the log is
     protected. `previous_signing_key` vouches for it once, when it has taken that one's place.
     `verifying_keys`: the public keys that workers and `verify` believe.
@@ -142,6 +180,10 @@ class TrackerSection(Section):
     operator_endpoint: Ipc = "ipc:///run/porthold/operator.ipc"
     operator_mode: SocketMode = 0o600
     operator_group: GroupName | None = None
+    listen: tuple[Tcp, ...] = ()
+    server_key: AbsolutePath | None = None
+    authorised_keys: AbsolutePath | None = None
+    limits: LimitsSection = LimitsSection()
     log: AbsolutePath = Path("/var/lib/porthold/log.sqlite")
     lease_s: Seconds = 10.0
     alive_s: Seconds = 5.0
@@ -167,6 +209,14 @@ class TrackerSection(Section):
 _FOR_CHECKPOINTS: Final = frozenset(
     {"previous_signing_key", "checkpoint_directory", "checkpoint_every_records", "checkpoint_every_s"}
 )
+
+
+class RemoteSection(Section):
+    """[remote]: a tracker on another machine, which commands ask here; `key`: the file of our own key."""
+
+    tracker: Tcp
+    tracker_key: CurveKey
+    key: AbsolutePath
 
 
 class ServiceSection(Section):
@@ -211,6 +261,7 @@ class TrackerFile(Section):
     """The whole file as far as the tracker cares; the rewriter's subclass says what [gateway] is."""
 
     tracker: TrackerSection = TrackerSection()
+    remote: RemoteSection | None = None
     services: dict[str, ServiceSection] = {}
     gateway: Any = None
 
@@ -221,6 +272,7 @@ class TrackerFile(Section):
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, reason) of what no single value shows; a subclass adds to it."""
         yield from _same_sockets(self.tracker)
+        yield from _tcp_settings(self.tracker)
         yield from _idle_settings(self.tracker)
         for name, section in self.services.items():
             yield from _service_problems(f"services.{name}", name, section)
@@ -228,6 +280,7 @@ class TrackerFile(Section):
 
 
 Model = TypeVar("Model", bound=TrackerFile)
+Part = TypeVar("Part", bound=Section)
 
 
 def load(path: Path, model: type[Model], *, writing: Sequence[str] = ()) -> Model:
@@ -236,21 +289,30 @@ def load(path: Path, model: type[Model], *, writing: Sequence[str] = ()) -> Mode
     `writing`: keys of paths and endpoints that this process is going to create, if they are set: their
     directories must be there and writable.
     """
-    try:
-        values = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
-        raise ConfigurationError([Problem(file=path, key="", reason=reason or str(error))]) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError([Problem(file=path, key="", reason=f"no TOML: {error}")]) from error
-    try:
-        loaded = model.model_validate(values)
-    except ValidationError as error:
-        raise ConfigurationError([_problem(path, fault) for fault in error.errors()]) from error
+    loaded = read_toml(path, model)
     found = [*loaded.problems(), *(fault for key in writing for fault in _unwritable(loaded, key))]
     if found:
         raise ConfigurationError([Problem(file=path, key=key, reason=reason) for key, reason in found])
     return loaded
+
+
+def read_toml(path: Path, model: type[Part]) -> Part:
+    """What is in a file of TOML; raises ConfigurationError."""
+    try:
+        return toml_from_text(path, path.read_text(), model)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
+        raise ConfigurationError([Problem(file=path, key="", reason=reason or str(error))]) from error
+
+
+def toml_from_text(path: Path, text: str, model: type[Part]) -> Part:
+    """The same for the text of the file at `path`."""
+    try:
+        return model.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError([Problem(file=path, key="", reason=f"no TOML: {error}")]) from error
+    except ValidationError as error:
+        raise ConfigurationError([_problem(path, fault) for fault in error.errors()]) from error
 
 
 def _problem(path: Path, fault: Any) -> Problem:  # noqa: ANN401 (pydantic's ErrorDetails is no public type)
@@ -291,6 +353,18 @@ def _same_sockets(section: TrackerSection) -> Iterator[tuple[str, str]]:
         first = seen.setdefault(getattr(section, name), name)
         if first != name:
             yield f"tracker.{name}", f"is the same as tracker.{first}"
+
+
+def _tcp_settings(section: TrackerSection) -> Iterator[tuple[str, str]]:
+    for name, mend in (
+        ("server_key", "make one: porthold keys server FILE"),
+        ("authorised_keys", "say which directory has the keys of those who may speak by TCP"),
+    ):
+        there = getattr(section, name) is not None
+        if section.listen and not there:
+            yield f"tracker.{name}", f"is missing, and tracker.listen is always encrypted; {mend}"
+        elif there and not section.listen:
+            yield f"tracker.{name}", "has no effect without tracker.listen"
 
 
 def _idle_settings(section: TrackerSection) -> Iterator[tuple[str, str]]:

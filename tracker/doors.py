@@ -2,14 +2,18 @@
 
 Rule 1: who a frame is from is what libzmq and the kernel say of its connection, never what the frame says.
 Rule 2: on this machine every role has a socket of its own, and the file's mode says who may use it. Rule 3: a
-socket is made for nobody first, and opened to its mode when it belongs to its group. Rule 4: nothing here
-waits: what a peer does not take is dropped, and the caller is told.
+socket is made for nobody first, and opened to its mode when it belongs to its group. Rule 4: by TCP a key
+says who it is, each time anew: one that is taken away is not heard any more, and gets nothing. Rule 5:
+nothing here waits: what a peer does not take is dropped, and said to be.
+
+A message of endless parts fills the memory: libzmq gathers them all, and has no limit for it. So who has a
+role, and only he, could bring the tracker down; the units' MemoryMax is for that.
 """
 
 import grp
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +22,11 @@ from typing import Final, NamedTuple
 import zmq
 
 from eventlog.lock import LogLocked, WriterLock
-from tracker.configuration import IPC, TrackerSection
+from tracker.configuration import IPC, LimitsSection, TrackerSection
+from tracker.dialling import keep_alive
+from tracker.keyring import TRACKER_ROLE, AuthorisedKey, Keyring, SecretKey, read_secret_key
 from tracker.messages import REQUEST_LIMIT
+from tracker.porter import REMOTE, Porter
 from tracker.roles import Caller, Role
 
 Socket = zmq.Socket[bytes]
@@ -33,26 +40,31 @@ class EndpointUnusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One connection: where answers to what came by it go."""
+    """One connection, where answers to what came by it go; `key`: what was proved there, by TCP."""
 
     door: "Door"
     identity: bytes
+    key: str | None
 
 
 class Arrival(NamedTuple):
-    """A message as it came; `parts` has one item, unless the sender is no worker of ours."""
+    """A message as it came; `parts` has one item, unless the sender is no worker of ours.
+
+    `caller` None: the key is not authorised any more.
+    """
 
     peer: Peer
-    caller: Caller
+    caller: Caller | None
     parts: list[bytes]
 
 
 class Door:
-    """A ROUTER socket for one role; `opened` makes it."""
+    """A ROUTER socket; `role` None: by TCP, where the key says it."""
 
-    def __init__(self, socket: Socket, role: Role) -> None:
+    def __init__(self, socket: Socket, role: Role | None, keyring: Keyring | None = None) -> None:
         self.socket = socket
-        self.role = role
+        self._role = role
+        self._keyring = keyring
 
     def receive(self) -> Arrival | None:
         """The next message; None: there is none now."""
@@ -60,17 +72,45 @@ class Door:
             identity, *frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return None
-        caller = Caller(self.role, _local_name(frames[-1])) if frames else Caller(self.role, _UNIX)
-        return Arrival(Peer(self, identity.bytes), caller, [frame.bytes for frame in frames])
+        last = frames[-1] if frames else identity
+        key = None if self._role is not None else _property(last, "User-Id")
+        peer = Peer(self, identity.bytes, key)
+        return Arrival(peer, self._caller(last, key), [frame.bytes for frame in frames])
 
-    def send(self, identity: bytes, frame: bytes) -> None:
-        """Gives a frame to whoever is at the other end; one that is gone, or does not read, loses it."""
-        self.socket.send_multipart([identity, frame], zmq.NOBLOCK)
+    def send(self, peer: Peer, frame: bytes) -> bool:
+        """Gives a frame to whoever is there; False: he is gone, does not read, or may not have it."""
+        if peer.key is not None and peer.key not in self._authorised:
+            return False
+        try:
+            self.socket.send_multipart([peer.identity, frame], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                return False
+            raise
+        return True
+
+    @property
+    def _authorised(self) -> Mapping[str, AuthorisedKey]:
+        return {} if self._keyring is None else self._keyring.authorised.keys
+
+    def _caller(self, frame: zmq.Frame, key: str | None) -> Caller | None:
+        if self._role is not None:
+            taken = frozenset[str]() if self._keyring is None else self._keyring.authorised.names
+            return Caller(self._role, _local_name(frame), taken=taken)
+        known = self._authorised.get(key or "")
+        if known is None:
+            return None
+        return Caller(known.role, known.name, frozenset(known.gateways), known.public)
 
 
 @contextmanager
-def local_doors(context: zmq.Context[Socket], section: TrackerSection) -> Iterator[list[Door]]:
-    """One socket for each role, removed at the end. EndpointUnusable, LogLocked."""
+def opened_doors(
+    context: zmq.Context[Socket], section: TrackerSection, porter: Porter, keyring: Keyring | None
+) -> Iterator[list[Door]]:
+    """One socket for each role, and those for TCP. EndpointUnusable, KeyUnusable.
+
+    Those of this machine are removed at the end.
+    """
     doors: list[Door] = []
     paths: list[tuple[Path, WriterLock]] = []
     try:
@@ -79,23 +119,44 @@ def local_doors(context: zmq.Context[Socket], section: TrackerSection) -> Iterat
             path = Path(local.endpoint.removeprefix(IPC))
             # libzmq would silently take a living tracker's socket away: its lock says whether there is one.
             paths.append((path, _claimed(path)))
-            doors.append(Door(router(context), role))
-            _bind(doors[-1].socket, path, local.mode, local.group)
+            doors.append(Door(_router(context, section.limits), role, keyring))
+            porter.watch(doors[-1].socket, role.value)
+            _bind_local(doors[-1].socket, path, local.mode, local.group)
+        if section.server_key is not None:
+            own = read_secret_key(section.server_key, TRACKER_ROLE)
+            for endpoint in section.listen:
+                doors.append(Door(_router(context, section.limits), None, keyring))
+                porter.watch(doors[-1].socket, REMOTE)
+                _bind_remote(doors[-1].socket, endpoint, own)
         yield doors
     finally:
         for door in doors:
+            door.socket.disable_monitor()
             door.socket.close()
         for path, lock in paths:
             path.unlink(missing_ok=True)
             lock.release()
 
 
-def router(context: zmq.Context[Socket]) -> Socket:
+def _router(context: zmq.Context[Socket], limits: LimitsSection) -> Socket:
     """A ROUTER socket with what all of them have in common."""
     socket = context.socket(zmq.ROUTER)
-    socket.set(zmq.MAXMSGSIZE, 16 * REQUEST_LIMIT)  # up to here we count it, beyond libzmq hangs up
+    socket.set(zmq.MAXMSGSIZE, 2 * REQUEST_LIMIT)  # up to here we count it, beyond libzmq hangs up
+    socket.set(zmq.SNDHWM, limits.queue)
+    socket.set(zmq.RCVHWM, limits.queue)
+    socket.set(zmq.ROUTER_MANDATORY, 1)  # else it would not say what it drops
     socket.set(zmq.LINGER, _LINGER_MS)
     return socket
+
+
+def _bind_remote(socket: Socket, endpoint: str, own: SecretKey) -> None:
+    socket.set(zmq.CURVE_SERVER, 1)
+    socket.set(zmq.CURVE_SECRETKEY, own.secret.encode())
+    keep_alive(socket)
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        raise EndpointUnusable(f"{endpoint}: {error.strerror}") from error
 
 
 def _claimed(path: Path) -> WriterLock:
@@ -118,7 +179,7 @@ def _claimed(path: Path) -> WriterLock:
     return lock
 
 
-def _bind(socket: Socket, path: Path, mode: int, group: str | None) -> None:
+def _bind_local(socket: Socket, path: Path, mode: int, group: str | None) -> None:
     umask = os.umask(0o777)
     try:
         socket.bind(f"{IPC}{path}")
@@ -138,8 +199,16 @@ def _bind(socket: Socket, path: Path, mode: int, group: str | None) -> None:
 
 def _local_name(frame: zmq.Frame) -> str:
     """`unix:UID` of the process at the other end, as the kernel told libzmq (SO_PEERCRED)."""
+    match (_property(frame, "Peer-Address") or "").split(":"):
+        case [_, uid, _, _]:
+            return f"{_UNIX}:{uid}"
+        case _:
+            return _UNIX
+
+
+def _property(frame: zmq.Frame, name: str) -> str | None:
+    """What libzmq knows of the connection by which the frame came."""
     try:
-        _, uid, _, _ = str(frame.get("Peer-Address")).split(":")
-    except (zmq.ZMQError, ValueError):
-        return _UNIX
-    return f"{_UNIX}:{uid}"
+        return str(frame.get(name))
+    except zmq.ZMQError:
+        return None

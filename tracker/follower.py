@@ -6,13 +6,14 @@ handed out is taken when `receive` is called again: a slow reader is sent no mor
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Self
 
 import zmq
 
-from tracker.client import Line, dealer
+from tracker.client import Credentials, Line
 from tracker.clock import read_clock
+from tracker.dialling import Connection
 from tracker.feed import Feed, FeedOver, Following, GetState, Piece, StatePart
 from tracker.image import Fold
 from tracker.messages import NotAllowed, Request, decode_reply, encode_request
@@ -21,20 +22,31 @@ from tracker.messages import NotAllowed, Request, decode_reply, encode_request
 class Follower:
     """One reader's place in the log of the tracker at the other end."""
 
-    def __init__(self, socket: zmq.Socket[bytes], name: str, following: Following) -> None:
-        self._socket = socket
+    def __init__(self, connection: Connection, name: str, following: Following) -> None:
+        self._connection = connection
+        self._socket = connection.socket
         self._name = name
         self._following = following
 
     @classmethod
     @contextmanager
-    def open(cls, endpoint: str, name: str, position: int, leaf: bytes | None = None) -> Iterator[Self]:
+    def open(
+        cls,
+        endpoint: str,
+        name: str,
+        position: int,
+        leaf: bytes | None = None,
+        credentials: Credentials | None = None,
+    ) -> Iterator[Self]:
         """From `position` on; `leaf`: of the record before it, so that another log is not taken for this one.
 
-        Connects now, or when the tracker is there.
+        Connects now, or when the tracker is there; with credentials, the name is that of the key.
         """
-        with zmq.Context() as context, dealer(context, endpoint) as socket:
-            yield cls(socket, name, Following(position, leaf))
+        known_as = name if credentials is None else credentials.own.name
+        with zmq.Context() as context:
+            connection = Connection(context, endpoint, credentials)
+            with closing(connection):
+                yield cls(connection, known_as, Following(position, leaf))
 
     @property
     def position(self) -> int:
@@ -63,6 +75,9 @@ class Follower:
 
     def _ask(self) -> None:
         now = read_clock()
+        self._connection.tick(now.monotonic_ns)
+        if self._connection.refused is not None:
+            raise FeedOver(self._connection.refused)
         asked = self._following.due(now)
         if asked is not None:
             frame = encode_request(Request(self._name, 0, 0, 0, 0, now.wall_ns, asked))
@@ -83,10 +98,12 @@ class Follower:
         return found
 
 
-def current_state(endpoint: str, name: str, timeout_s: float) -> tuple[int, Fold] | None:
+def current_state(
+    endpoint: str, name: str, timeout_s: float, credentials: Credentials | None = None
+) -> tuple[int, Fold] | None:
     """The tracker's state, and after how many records: a Follower goes on from there. None: no answer."""
     parts: list[StatePart] = []
-    with Line.open(endpoint, name) as line:
+    with Line.open(endpoint, name, credentials) as line:
         line.say(GetState())
         while (answer := line.hear(timeout_s)) is not None:
             if isinstance(answer.body, NotAllowed):

@@ -30,22 +30,28 @@ from tracker import image
 from tracker.audit import ALIVE, alive_note, alive_ns
 from tracker.clock import read_clock
 from tracker.configuration import TrackerSection
-from tracker.doors import Door, Peer, Socket, local_doors
+from tracker.doors import Door, Peer, Socket, opened_doors
 from tracker.feed import Missing, Piece, Present
 from tracker.instant import Instant
+from tracker.keyring import Keyring
 from tracker.machine import Batch, Machine, no_proof
 from tracker.notary import Notary
 from tracker.ownership import State
+from tracker.porter import Porter
 from tracker.projections import PROJECTIONS
+from tracker.rates import Rates
+from tracker.roles import Caller, Role
 from tracker.shapes import ProtocolError
 
 LOGGER: Final = logging.getLogger(__name__)
-_BURST: Final = 512
+_BURST: Final = 256
 """Frames of one socket in one round: more wait for the next batch."""
 _NOISE: Final = ("garbage", "refused")
 """How the names of those counters begin that are worth a warning."""
 _NOISE_NS: Final = 10_000_000_000
 _FAREWELL_S: Final = 0.2
+_LOOK_NS: Final = 1_000_000_000
+"""How often the directory of keys is looked at."""
 _POLL_NS: Final = 500_000_000
 _AWAY_NS: Final = 1_000_000_000
 """Longer from one poll to the next, and we have not been listening."""
@@ -58,19 +64,27 @@ Round = dict[Socket | int, int]
 class Server:
     """A tracker on its log; `serve` builds it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 (what `serve` has opened)
         self,
         section: TrackerSection,
         log: Log,
         notary: Notary | None,
         machine: Machine,
         doors: Sequence[Door],
+        porter: Porter,
+        keyring: Keyring | None,
     ) -> None:
         self._section = section
         self._log = log
         self._notary = notary
         self._machine = machine
         self._doors = doors
+        self._porter = porter
+        self._keyring = keyring
+        self._look_ns = 0
+        limits = section.limits
+        self._worker_rates = Rates(limits.worker_messages_per_s, 2 * limits.worker_messages_per_s)
+        self._other_rates = Rates(limits.other_messages_per_s, 2 * limits.other_messages_per_s)
         self._snapshot_size = max((it.size for it in log.snapshots(image.NAME)), default=0)
         self._alive_every_ns = round(section.alive_s * 1e9)
         self._alive_due_ns = 0
@@ -82,7 +96,7 @@ class Server:
     def run(self, stop: int) -> None:
         """Serves until the file descriptor `stop` is readable. AppendFailed: the caller ends the process."""
         poller = zmq.Poller()
-        for source in (*(door.socket for door in self._doors), stop):
+        for source in (*(door.socket for door in self._doors), *self._porter.sockets, stop):
             poller.register(source, zmq.POLLIN)
         now = read_clock()
         self._listened_ns = now.monotonic_ns
@@ -131,6 +145,8 @@ class Server:
             # The heartbeats of that time wait in the socket, perhaps behind somebody's OpenSession.
             self._machine.was_away(away_ns, now)
         self._machine.pass_time(now)
+        self._look_at_keys(now)
+        self._porter.work()
         for door in self._doors:
             if door.socket in found:
                 self._drain(door, now)
@@ -148,15 +164,30 @@ class Server:
         due_ns = due_ns if lease_ns is None else min(due_ns, lease_ns)
         return max(0, -((now_ns - due_ns) // 1_000_000))
 
+    def _look_at_keys(self, now: Instant) -> None:
+        if self._keyring is not None and now.monotonic_ns >= self._look_ns:
+            self._look_ns = now.monotonic_ns + _LOOK_NS
+            for news in self._keyring.refresh():
+                LOGGER.warning("%s", news)
+
     def _drain(self, door: Door, now: Instant) -> None:
+        counters = self._machine.counters
         for _ in range(_BURST):
             arrival = door.receive()
             if arrival is None:
                 return
-            if len(arrival.parts) == 1:
-                self._machine.receive(arrival.peer, arrival.parts[0], now, arrival.caller)
+            peer, caller, parts = arrival
+            if caller is None:
+                counters["refused: revoked key"] += 1
+            elif not self._rates_of(caller).admit(caller.key or peer, now.monotonic_ns):
+                counters["refused: rate"] += 1
+            elif len(parts) == 1:
+                self._machine.receive(peer, parts[0], now, caller)
             else:
-                self._machine.drop(ProtocolError("parts", f"{len(arrival.parts)} instead of one"))
+                self._machine.drop(ProtocolError("parts", f"{len(parts)} instead of one"))
+
+    def _rates_of(self, caller: Caller) -> Rates:
+        return self._worker_rates if caller.role is Role.WORKER else self._other_rates
 
     def _commit(self, now: Instant) -> None:
         batch = self._machine.take()
@@ -215,12 +246,13 @@ class Server:
             self._machine.checkpoint_made(_patiently(lambda: notary.sign(now)))
             notary.write_copy(now)
 
-    @staticmethod
-    def _send(batch: Batch) -> None:
+    def _send(self, batch: Batch) -> None:
         for peer, frame in batch.frames:
             if not isinstance(peer, Peer):
                 raise TypeError(f"no peer: {peer!r}")
-            peer.door.send(peer.identity, frame)
+            if not peer.door.send(peer, frame):
+                # A worker asks again; whoever does not read has only himself to blame.
+                self._machine.counters["frames not delivered"] += 1
 
     def _say_noise(self, now: Instant) -> None:
         if now.monotonic_ns < self._noise_due_ns:
@@ -243,8 +275,11 @@ def serve(section: TrackerSection, stop: int) -> None:
         notary = Notary.open(section, log, read_clock())
         machine = _recovered(section, log, notary)
         context = stack.enter_context(zmq.Context())
-        doors = stack.enter_context(local_doors(context, section))
-        Server(section, log, notary, machine, doors).run(stop)
+        keyring = None if section.authorised_keys is None else Keyring(section.authorised_keys)
+        porter = Porter(context, keyring, section.limits.connections, machine.counters)
+        stack.callback(porter.close)
+        doors = stack.enter_context(opened_doors(context, section, porter, keyring))
+        Server(section, log, notary, machine, doors, porter, keyring).run(stop)
 
 
 def boot_identity() -> str:

@@ -93,6 +93,12 @@ class Place:
             self.endpoint, worker=worker, outbox=outbox, now=read_clock(), keeper=keeper
         )
 
+    def sourced_events(self) -> list[tuple[Event, str]]:
+        """Each event with the name of who caused it."""
+        with LogReader.open(self.log) as log:
+            records = [record for entry in log.read() if (record := entry.record) is not None]
+        return [(from_record(record), record.source.name) for record in records]
+
     def events(self) -> list[Event]:
         with LogReader.open(self.log) as log:
             return [from_record(record) for entry in log.read() if (record := entry.record) is not None]
@@ -108,8 +114,8 @@ def hole(number: int) -> KernelStateRestored:
     return KernelStateRestored("gw", 1, "test", number, number)
 
 
-def opening() -> OpenSession:
-    return OpenSession("gw", (PUBLIC,), (SHARED,), "host", take_over=False, fence=False)
+def opening(gateway: str = "gw") -> OpenSession:
+    return OpenSession(gateway, (PUBLIC,), (SHARED,), "host", take_over=False, fence=False)
 
 
 def claim(epoch: int, peer: int) -> ClaimPort:

@@ -33,7 +33,7 @@ from tools.simulation.syscalls import (
     iptables,
     replaced,
 )
-from tools.simulation.wire import STOP, Network, RouterSocket, SimulatedZmq
+from tools.simulation.wire import STOP, IdlePorter, Network, RouterSocket, SimulatedZmq
 from tools.simulation.world import MILLISECOND_NS, Host, Process, World
 from tracker.client import OutboxLocked
 from tracker.configuration import TrackerSection
@@ -195,7 +195,9 @@ class Site:
         return self.machine
 
     @contextmanager
-    def _doors(self, _context: object, section: TrackerSection) -> Iterator[list[Door]]:
+    def _doors(
+        self, _context: object, section: TrackerSection, _porter: object, _keyring: object
+    ) -> Iterator[list[Door]]:
         process = self.world.process
         yield [
             Door(RouterSocket(self.network, process, section.local_socket(role).endpoint), role)  # type: ignore[arg-type]
@@ -222,7 +224,8 @@ class Site:
                 "boot_identity": self._identity,
                 "Log": self.log.opened,
                 "Machine": self._machine,
-                "local_doors": self._doors,
+                "opened_doors": self._doors,
+                "Porter": lambda *_: IdlePorter(),
                 "version": lambda _: "simulated",
                 "secrets": self,
             },

@@ -8,7 +8,7 @@ can't send.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Self
@@ -241,6 +241,18 @@ class RouterSocket(SimulatedSocket):
 
     def readable(self) -> bool:
         return bool(self.inbox)
+
+
+class IdlePorter:
+    """Stands in for tracker.porter.Porter: nobody comes here by TCP."""
+
+    sockets: Final[Sequence[SimulatedSocket]] = ()
+
+    def work(self) -> None:
+        """Nobody is at the door."""
+
+    def close(self) -> None:
+        """Nothing is left to close."""
 
 
 class SimulatedContext:

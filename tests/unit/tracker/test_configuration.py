@@ -82,7 +82,7 @@ def test_what_is_said_replaces_the_profile_s_default(tmp_path: Path) -> None:
         ("[tracker]\nlog = 'x.sqlite'", "tracker.log: 'x.sqlite' is no absolute path"),
         (
             "[tracker]\nendpoint = 'tcp://*:1'",
-            "tracker.endpoint: 'tcp://*:1' is no 'ipc:///path'; tcp comes with its security, later",
+            "tracker.endpoint: 'tcp://*:1' is no 'ipc:///path'",
         ),
         (
             f"[tracker]\nendpoint = 'ipc:///{'x' * 100}'",
@@ -144,6 +144,26 @@ def test_what_is_said_replaces_the_profile_s_default(tmp_path: Path) -> None:
         (
             "[tracker]\nendpoint = 'ipc:///a'\nreader_endpoint = 'ipc:///a'",
             "tracker.reader_endpoint: is the same as tracker.endpoint",
+        ),
+        (
+            "[tracker]\noperator_mode = '0750'",
+            "tracker.operator_mode: '0750': a socket is read and written, by its owner at least, like '0660'",
+        ),
+        ("[tracker]\nreader_mode = 'rw'", "tracker.reader_mode: 'rw' is no file mode like '0660'"),
+        ("[tracker]\nlisten = ['tcp://*']", "tracker.listen[0]: 'tcp://*' is no 'tcp://address:port'"),
+        (
+            "[tracker]\nlisten = ['tcp://*:7650']\nserver_key = '/k'",
+            "tracker.authorised_keys: is missing, and tracker.listen is always encrypted;"
+            " say which directory has the keys of those who may speak by TCP",
+        ),
+        ("[tracker]\nserver_key = '/k'", "tracker.server_key: has no effect without tracker.listen"),
+        (
+            "[tracker.limits]\nconnections = 0",
+            "tracker.limits.connections: Input should be greater than or equal to 1",
+        ),
+        (
+            "[remote]\ntracker = 'tcp://host:1'\ntracker_key = 'short'\nkey = '/k'",
+            "remote.tracker_key: no key: 40 characters of Z85 are wanted, as `porthold keys` prints them",
         ),
     ],
 )
