@@ -180,7 +180,10 @@ class _Draft:
         if standing is not None:
             if standing.value != value:
                 raise BatchRefused("Error: Could not process rule: File exists")
-            return  # nft leaves the timeout of an element that is there alone
+            if expires_ns is not None:
+                # Newer kernels (6.18) take the new time, older ones leave the old: nobody may depend on it.
+                raise ValueError(f"an element that is there is given another time: {text}")
+            return
         element = into.put(key, value, self._now_ns)
         if expires_ns is not None:
             element.expires_ns = expires_ns
