@@ -13,6 +13,7 @@ from typing import Final
 from eventlog.record import Record
 from eventlog.store import Answer
 from tools.simulation.disk import SimulatedOutbox
+from tools.simulation.operator import Operator
 from tools.simulation.promises import (
     ALIKE,
     BEFORE,
@@ -118,6 +119,7 @@ class Ledger:
 
     world: World
     site: Site
+    operator: Operator
     lease_ns: int
     idle_ns: int
     records: int = 0
@@ -155,6 +157,7 @@ class Ledger:
             event = from_record(record)
             self.records += 1
             self.world.tell("log", type(event).__name__, event)
+            self.operator.recorded(event)
             self._record(event, record)
             self._incarnation(source.name, source.incarnation)
         for answer in answers:
@@ -305,6 +308,7 @@ class Ledger:
     def sent(self, frame: bytes) -> None:
         """A frame leaves the tracker."""
         reply = decode_reply(frame)
+        self.operator.sent(reply)
         key = (reply.incarnation, reply.sequence)
         match reply.body:
             case SessionGranted() | SessionDenied() | ClaimGranted() | ClaimRefused() | Acknowledged():

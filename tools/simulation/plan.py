@@ -132,7 +132,9 @@ FAULTS: Final = {
     "address": 2,
     "linger": 3,
     "stray": 1,
+    "order": 4,
 }
+ORDERS: Final = ("release", "release", "revoke", "bar", "lift", "reserve", "freeze", "freeze all")
 LASTING: Final = (
     *("kill", "stop", "ambush", "power", "cut", "duplicates", "linger"),
     *("log full", "log busy", "log slow", "outbox lost", "outbox full"),
@@ -182,6 +184,8 @@ def _fault(  # noqa: C901, PLR0911, PLR0912 (one branch for each kind)
             return Step(at_ns, kind, (gateway, chance.randrange(HOSTS)))
         case "linger":
             return Step(at_ns, kind, (gateway, SECOND_NS + some_ns))
+        case "order":
+            return Step(at_ns, kind, (chance.choice(ORDERS), gateway, chance.randrange(HOSTS)))
         case _:
             raise ValueError(kind)
 

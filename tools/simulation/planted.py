@@ -19,7 +19,7 @@ from rewriter.holding import Held
 from rewriter.kernel import GatewayKernel
 from rewriter.ruleset import Element
 from tools.simulation.syscalls import replaced
-from tracker import ownership
+from tracker import ownership, restrictions
 from tracker.client import TrackerClient
 from tracker.conversation import Conversation
 from tracker.events import ClockStepped
@@ -171,6 +171,16 @@ def holder_unchecked(original: Callable[..., Any]) -> Callable[..., Any]:
     return claim
 
 
+@bug(restrictions, "denying", 51, "What an operator forbids is granted all the same.")
+def forbidden_claims_granted(_original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *_words: None
+
+
+@bug(ownership, "_withdrawals", 176, "An order that got lost on its way to the worker is not given again.")
+def orders_given_once(_original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *_words: iter(())
+
+
 # --- outbox and talk --------------------------------------------------------------------------------------
 
 
@@ -296,6 +306,11 @@ def second_purge_left_out(original: Callable[..., Any]) -> Callable[..., Any]:
     return withdrawn
 
 
+@bug(Gateway, "_ordered", 19, "The worker does not listen to an operator's orders.")
+def orders_ignored(_original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *_words: ()
+
+
 @bug(Gateway, "_leave_old_addresses", 31, "Bindings of an address that the gateway lost go on.")
 def old_address_kept(_original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda _self: ()
@@ -309,7 +324,7 @@ def hang_up_ends_all(_original: Callable[..., Any]) -> Callable[..., Any]:
 # --- the kernel -------------------------------------------------------------------------------------------
 
 
-@bug(ruleset, "fence", 44, "The kernel takes batches of any epoch.")
+@bug(ruleset, "fence", 92, "The kernel takes batches of any epoch.")
 def epoch_unchecked_in_kernel(_original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *_words, **_rest: ""
 

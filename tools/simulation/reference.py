@@ -211,6 +211,7 @@ class Reference(Ledger):
                 self.world.fail(AGREES, f"{bound} is bound, and the kernel does not have it")
         for binding, bound in self.bindings.items():
             self._check_silence(binding, bound)
+            self.operator.look(binding, self._well_since_ns.get(bound.gateway))
         for packet, at_ns in self.site.held_packets.items():
             waits_ns = now_ns - max(at_ns, packet.process.went_on_ns)
             if waits_ns > AGREE_WITHIN_NS and _is_running(packet.process):

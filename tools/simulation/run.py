@@ -13,6 +13,7 @@ from typing import Final
 
 from tools.simulation.disk import LogDisk
 from tools.simulation.netfilter import Kernel
+from tools.simulation.operator import Operator
 from tools.simulation.people import CUSEEME, PEERS, Call, Lan
 from tools.simulation.plan import Plan, Step
 from tools.simulation.promises import REPLAY, SERVED
@@ -24,6 +25,8 @@ from tracker.events import from_record
 from tracker.ownership import State, apply
 
 LOOK_EVERY_NS: Final = SECOND_NS // 2
+ALLOWED_AFTER_NS: Final = 4 * SECOND_NS
+"""When whoever was killed last is back for certain."""
 PROBE_NS: Final = 3 * SECOND_NS // 2
 Damage = Callable[[], AbstractContextManager[object]]
 """What a planted bug changes, for the time of a run."""
@@ -72,6 +75,7 @@ class Simulation:
         self.reference = Reference(
             world,
             self.site,
+            Operator(world, self.network),
             round(setting.lease_s * SECOND_NS),
             round(setting.idle_s * SECOND_NS),
             services=services,
@@ -103,6 +107,7 @@ class Simulation:
         world.after(LOOK_EVERY_NS, self._look)
         world.run(self.plan.rest_ns)
         self._heal()
+        world.after(ALLOWED_AFTER_NS, self.reference.operator.allow_all)
         setting = self.plan.setting
         world.run(self.plan.rest_ns + round((setting.lease_s + setting.idle_s + 4) * SECOND_NS))
         self.reference.at_rest()
@@ -184,12 +189,19 @@ class Simulation:
             case "flood", (str(gateway), int(host), str(peer), int(packets)):
                 lan = self.lans[gateway]
                 lan.flood(lan.host(host), peer, packets)
+            case "order", (str(what), str(gateway), int(index)):
+                self._order(what, gateway, index)
             case (("kill" | "stop" | "ambush" | "terminate" | "take over" | "power"), _):
                 self._strike(step)
             case (("flush" | "flush rules" | "flush queues" | "address" | "linger" | "stray"), _):
                 self._disturb_kernel(step)
             case _:
                 self._disturb(step)
+
+    def _order(self, what: str, gateway: str, index: int) -> None:
+        held = [number for number, it in self.reference.bindings.items() if it.gateway == gateway]
+        host = self.lans[gateway].host(index)
+        self.reference.operator.order(what, gateway, host, min(held, default=None))
 
     def _strike(self, step: Step) -> None:
         match step.what, step.words:
