@@ -69,14 +69,14 @@ class ServiceTable:
 @click.argument("words", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 @json_option
 def command(*, words: tuple[str, ...], as_json: bool) -> None:
-    r"""Print what `ipautofw` or `ipmasqadm autofw` commands are in porthold's configuration.
+    """Print what `ipautofw` or `ipmasqadm autofw` commands are in porthold's configuration.
 
     Each COMMAND is one command line in quotes; a single one may stand without. "-" reads a script from stdin,
     of which only such commands count. The answer is TOML for porthold.toml; its comments say what each flag
-    really did.
+    really did. For example:
 
-    \b
     porthold import-ipautofw 'ipautofw -A -r udp 7648 7649 -c udp 7648 -u'
+
     porthold import-ipautofw - < /etc/rc.d/rc.firewall
     """
     try:

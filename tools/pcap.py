@@ -22,7 +22,7 @@ from rewriter.cuseeme import Direction, parse
 from rewriter.packet import UdpPacket
 from tools.capture_file import CaptureError, Frame, blocks
 from tools.dissection import Field, dissect, summary
-from tools.options import WrongUse, config_option, json_option, read_configuration
+from tools.options import DEFAULT_CONFIG, WrongUse, config_option, json_option, read_configuration
 from tools.other_side import PRIVATE, Gateway, Host, Outcome, ipv4_of, other_side
 from tools.output import (
     console,
@@ -149,7 +149,8 @@ def command(
 
 def configured_address(config: Path | None) -> IPv4Address:
     """What the configuration says the public address is; ends with 2 where it says none."""
-    gateway = read_configuration(config).gateway if config is not None else None
+    there = config is not None or os.access(DEFAULT_CONFIG, os.F_OK)
+    gateway = read_configuration(config).gateway if there else None
     if gateway is None or gateway.public_address is None:
         raise WrongUse("Say the gateway's public address: --public ADDRESS, or --config FILE that has it.")
     return IPv4Address(gateway.public_address)

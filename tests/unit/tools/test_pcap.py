@@ -383,7 +383,10 @@ def test_a_file_with_any_octet_changed_is_read_or_refused(data: st.DataObject) -
         ((INSIDE, "out.pcap", "--public", "192.0.2.2", "--private", "192.168.1.1:0"), "is no host like"),
     ],
 )
-def test_wrong_use_says_what_to_do(words: tuple[str | Path, ...], complaint: str) -> None:
+def test_wrong_use_says_what_to_do(
+    words: tuple[str | Path, ...], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.pcap.DEFAULT_CONFIG", tmp_path / "none.toml")
     result = run(*words)
     assert result.exit_code == 2
     assert complaint in " ".join(result.output.split())
