@@ -143,6 +143,7 @@ class Gateway:
         self._purges: list[tuple[int, Element]] = []
         self._grant: SessionGranted | None = None  # the last one that was for this process
         self._opening = False  # an OpenSession of ours is unanswered
+        self._closing = False  # nothing new begins any more
         self._reopen_ns: int | None = None
         self._announced = public  # the public address that the tracker has heard of
         self._last_answer_ns: int | None = None
@@ -370,7 +371,7 @@ class Gateway:
                 if self._opening and not inherited:
                     yield from self._session_decided(reply, now)
             case SessionOver():
-                if reply.epoch == self.epoch and not self._opening:
+                if reply.epoch == self.epoch and not self._opening and not self._closing:
                     yield from self._open()
             case ClaimGranted() | ClaimRefused():
                 # Also one for a process before us: its bindings came with our own session.
@@ -391,6 +392,8 @@ class Gateway:
     def _session_decided(self, reply: SessionGranted | SessionDenied, now: Instant) -> Iterator[Effect]:
         self._opening = False
         match reply:
+            case SessionGranted() if self._closing:
+                yield Submit(CloseSession(reply.gateway, reply.epoch))
             case SessionGranted():
                 yield from self._session_granted(reply)
             case SessionDenied():
@@ -767,8 +770,10 @@ class Gateway:
     def close_session(self) -> Iterator[Effect]:
         """A clean stop: calls go on in the kernel, and another worker may come at once.
 
-        Under fence nothing goes on: a closed session holds nobody off.
+        Under fence nothing goes on: a closed session holds nobody off. Answers may still come: what they
+        grant is given back.
         """
+        self._closing = True
         for waiting in self._waiting.values():
             if waiting.packet is not None:
                 yield Verdict(waiting.packet, Action.DROP)

@@ -35,6 +35,7 @@ QUEUE_LENGTH = 4096  # packets
 LONGEST_MESSAGE = 1 << 17  # bytes: a packet of 64 KiB, and what netlink says of it
 COMMAND_TIMEOUT_S = 10
 REMOVAL_ATTEMPTS = 5
+CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21  # include/uapi/linux/capability.h
 
 
 class KernelRefused(Exception):
@@ -267,6 +268,12 @@ def queue_drops() -> dict[int, int]:
         lines = QUEUE_STATISTICS.read_text().splitlines()
     except FileNotFoundError:
         return {}
+    except PermissionError as error:
+        # Going on would mean to lose packets without ever knowing it.
+        raise KernelRefused(
+            f"{QUEUE_STATISTICS} may not be read by this user: it is of group root,"
+            " so the rewriter has to be, too (systemd: SupplementaryGroups=root)"
+        ) from error
     fields = [[int(field) for field in line.split()] for line in lines]
     return {field[0]: field[5] + field[6] for field in fields if len(field) >= 8}
 
@@ -274,6 +281,7 @@ def queue_drops() -> dict[int, int]:
 # --- the queue rules in mangle FORWARD --------------------------------------------------------------------
 
 QUEUE_COMMENT = "porthold"
+PROBE_CHAIN = "porthold-probe"
 
 
 def queue_rule(rules: Ruleset, number: int) -> list[str]:
@@ -345,10 +353,20 @@ def address_of(interface: str) -> IPv4Address | None:
 # --- probing ----------------------------------------------------------------------------------------------
 
 
+def has_capability(bit: int) -> bool:
+    """Whether this process has a capability in effect."""
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) >> bit & 1)
+
+
 def try_in_vain(batch: str) -> str | None:
-    """Load a ruleset into a namespace that ends at once; None if the kernel took it, else its words."""
+    """Load a ruleset where it ends at once; None if the kernel took it, else its words.
+
+    A namespace needs CAP_SYS_ADMIN. Without it the kernel is given the batch here, and told to forget it.
+    """
+    words = ["unshare", "--net", "nft"] if has_capability(CAP_SYS_ADMIN) else ["nft", "--check"]
     try:
-        run(["unshare", "--net", "nft", "-f", "-"], stdin=batch)
+        run([*words, "-f", "-"], stdin=batch)
     except KernelRefused as refusal:
         return str(refusal)
     return None
@@ -367,8 +385,17 @@ def has_native_queue() -> bool:
 def has_iptables_queue() -> str | None:
     """None when iptables-nft's NFQUEUE target works here; else what it says."""
     rule = ["-m", "mark", "--mark", "0x1/0x1", "-m", "comment", "--comment", "probe", "-j", "NFQUEUE"]
+    words = [*rule, "--queue-num", "1"]
     try:
-        run(["unshare", "--net", "iptables-nft", "-t", "mangle", "-A", "FORWARD", *rule, "--queue-num", "1"])
+        if has_capability(CAP_SYS_ADMIN):
+            run(["unshare", "--net", "iptables-nft", "-t", "mangle", "-A", "FORWARD", *words])
+            return None
+        iptables("-N", PROBE_CHAIN)  # nobody ever jumps there
+        try:
+            iptables("-A", PROBE_CHAIN, *words)
+        finally:
+            iptables("-F", PROBE_CHAIN)
+            iptables("-X", PROBE_CHAIN)
     except KernelRefused as refusal:
         return str(refusal)
     return None

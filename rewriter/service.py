@@ -2,18 +2,17 @@
 
 Rule 1: one thread; an effect is carried out before the next is asked for. Rule 2: whatever the kernel refuses
 is either answered by the machine (an installation) or ends the worker: a gateway whose kernel says no is
-better left as it is, with its calls in it, than guessed about.
+better left as it is, with its calls in it, than guessed about. Rule 3: asked to end, it says what it has to
+say and waits a little for the tracker to have heard it; what is unheard then stays in the outbox.
 """
 
 import logging
-import signal
 import socket
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from ipaddress import IPv4Address
 from itertools import chain
 from pathlib import Path
-from types import FrameType
 
 import zmq
 from netfilterqueue import Packet
@@ -46,8 +45,11 @@ from rewriter.kernel import GatewayKernel, KernelRefused, Queue, QueueBusy
 from rewriter.ruleset import CLAIM, REFUSED, TALK, Ruleset
 from tracker.client import Credentials, Keeper, OutboxFull, TrackerClient
 from tracker.clock import read_clock
+from tracker.configuration import ConfigurationError
 from tracker.events import Ending
+from tracker.journal import about
 from tracker.messages import ClaimPort
+from tracker.supervision import Supervision
 
 log = logging.getLogger("porthold.rewriter")
 
@@ -58,6 +60,8 @@ LOOK_TAKES_NS = 500_000_000
 SAY_EVERY_NS = 10_000_000_000
 STOPPED_NS = 3_000_000_000
 """A look so late means that the process was stopped: what it knows may be over."""
+LAST_WORDS_NS = 2_000_000_000
+"""So long an ending worker waits for the tracker to hear it."""
 OPEN_EPOCH = 0
 """The epoch of a table that no tracker has granted: it refuses every claim."""
 
@@ -70,14 +74,18 @@ class TakenOver(WorkerStopped):
     """The gateway is another worker's now: calls go on under that one's word, or end with our lease."""
 
 
-def serve(file: GatewayFile, *, take_over: bool = False) -> None:
-    """Work until SIGTERM or SIGINT; raises WorkerStopped when that is not possible.
+Reread = Callable[[], GatewayFile]
+"""The configuration as it is in the file now; ConfigurationError."""
+
+
+def serve(file: GatewayFile, supervision: Supervision, reread: Reread, *, take_over: bool = False) -> None:
+    """Work until it is told to end; raises WorkerStopped when that is not possible.
 
     A standby that is taken over stands by again. It begins anew: whatever it knew may be over.
     """
     while True:
         try:
-            Worker(file, take_over=take_over).run()
+            Worker(file, take_over=take_over).run(supervision, reread)
         except TakenOver as over:
             if file.gateway is None or not file.gateway.standby:
                 raise
@@ -136,7 +144,6 @@ class Worker:
         self._queues: dict[str, Queue] = {}
         self._packets: dict[int, Packet] = {}
         self._numbers = 0
-        self._stopping = False
         self._look_ns = 0
         self._say_ns = 0
         self._said: dict[str, int] = {}
@@ -171,29 +178,58 @@ class Worker:
 
     # --- the loop ----------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Work until SIGTERM or SIGINT; raises WorkerStopped when it can't go on."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        self._stand_in()
-        self._carry_out(self._gateway.open_session(read_clock()))
-        log.info(
-            "gateway %s: datapath %s, queue by %s, tracker %s",
-            self._section.name,
-            self._datapath,
-            "nft" if self._native_queue else "iptables-nft NFQUEUE",
-            self._section.tracker or self._file.tracker.endpoint,
-        )
+    def run(self, supervision: Supervision, reread: Reread) -> None:
+        """Work until it is told to end; raises WorkerStopped when it can't go on."""
+        self._poller.register(supervision.fileno(), zmq.POLLIN)
         try:
-            while not self._stopping:
-                self._round()
+            self._stand_in()
+            self._carry_out(self._gateway.open_session(read_clock()))
+            log.info(
+                "gateway %s: datapath %s, queue by %s, tracker %s",
+                self._section.name,
+                self._datapath,
+                "nft" if self._native_queue else "iptables-nft NFQUEUE",
+                self._section.tracker or self._file.tracker.endpoint,
+            )
+            supervision.ready(self._summary())  # without a tracker, too: calls in progress are served
+            while not supervision.stopping:
+                if supervision.fileno() in self._round() and supervision.hear():
+                    supervision.reloading()
+                    self._reload(reread)
+                    supervision.ready(self._summary())
+                supervision.turned(read_clock().monotonic_ns, self._summary())
+            supervision.end("saying the last words")
         finally:
             self._close()
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._stopping = True
+    def _summary(self) -> str:
+        """For `systemctl status`."""
+        gateway = self._gateway
+        if gateway.epoch is None:
+            return f"gateway {self._section.name}: waiting for the tracker; calls in progress go on"
+        return f"gateway {self._section.name}: epoch {gateway.epoch}, {len(gateway.elements())} bindings"
 
-    def _round(self) -> None:
+    def _reload(self, reread: Reread) -> None:
+        try:
+            wanted = reread()
+        except ConfigurationError as error:
+            for problem in error.problems:
+                log.error(
+                    "not reloaded, the old configuration stays: %s", problem, extra=about("reload-refused")
+                )
+            return
+        changed = ", ".join(changed_settings(self._file, wanted))
+        if changed:
+            log.warning(
+                "changed, but only a restart brings it (calls go on meanwhile): %s",
+                changed,
+                extra=about("restart-needed", settings=changed),
+            )
+        else:
+            log.info("configuration read again: nothing has changed", extra=about("reloaded", settings=""))
+
+    def _round(self) -> Container[object]:
+        """One turn; what was ready."""
         ready = dict(self._poller.poll(self._timeout_ms()))
         now = read_clock()
         for answer in self._client.receive(now):
@@ -215,6 +251,7 @@ class Worker:
             self._say_counters(now.monotonic_ns)
             if not was_stopped:  # else somebody may have taken over: hear the tracker first
                 self._look_at_kernel()
+        return ready
 
     def _say_counters(self, now_ns: int) -> None:
         """What was counted since the last time and what the tracker has against us, once in ten seconds."""
@@ -404,11 +441,15 @@ class Worker:
             case Install(binding, element):
                 began = read_clock()  # if we are stopped now, its idle time runs in the kernel meanwhile
                 self._kernel.install(element)
-                log.info("%s holds %s", element.holder, element.service)
+                said = about(
+                    "installed", binding=binding, service=element.service, holder=str(element.holder)
+                )
+                log.info("%s holds %s", element.holder, element.service, extra=said)
                 return gateway.installed(binding, began)
             case Withdraw(binding, element, reason):
                 carried = self._kernel.withdraw(element, taken_over=reason is Ending.TAKE_OVER)
-                log.info("%s no longer holds %s: %s", element.holder, element.service, reason)
+                said = about("withdrawn", binding=binding, service=element.service, reason=reason.value)
+                log.info("%s no longer holds %s: %s", element.holder, element.service, reason, extra=said)
                 return gateway.withdrawn(binding, read_clock(), carried)
             case CheckPeers(binding, element):
                 return gateway.peers_seen(binding, self._kernel.live_peers(element))
@@ -416,7 +457,7 @@ class Worker:
                 return self._adopt(effect)
             case Restore(what, elements):
                 self._kernel.restore(elements)
-                log.warning("somebody removed our %s: restored", what)
+                log.warning("somebody removed our %s: restored", what, extra=about("restored", what=what))
                 return gateway.restored(what, read_clock())
 
     # --- epochs ------------------------------------------------------------------------------------------
@@ -445,7 +486,10 @@ class Worker:
         old = dict(self._queues)
         self._listen(effect.epoch)  # before the table sends anything there
         kept, before = self._kernel.adopt(effect.epoch, effect.bindings, effect.moved_epoch)
-        log.info("epoch %d: %d of %d bindings adopted", effect.epoch, len(kept), len(effect.bindings))
+        said = about("session-opened", epoch=effect.epoch, bindings=len(kept))
+        log.info(
+            "epoch %d: %d of %d bindings adopted", effect.epoch, len(kept), len(effect.bindings), extra=said
+        )
         for queue in old.values():
             if queue not in self._queues.values():
                 for queued in queue.receive():
@@ -466,12 +510,55 @@ class Worker:
 
     def _close(self) -> None:
         """Calls go on in the kernel without us; the tracker hears that we stopped on purpose."""
+        if (talks := self._queues.get("talks")) is not None:
+            self._receive("talks", talks)
         self._carry_out(self._gateway.close_session())
         for queued in self._packets.values():
             queued.drop()
+        # At once: without a reader the kernel lets OpenContinues pass, and drops claims.
         for queue in self._queues.values():
             queue.close()
-        self._client.close()
+        try:
+            self._say_last_words()
+        finally:
+            self._client.close()
+
+    def _say_last_words(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._client.socket, zmq.POLLIN)
+        now = read_clock()
+        until_ns = now.monotonic_ns + LAST_WORDS_NS
+        while self._client.pending and now.monotonic_ns < until_ns:
+            poller.poll(min(100, max(1, (until_ns - now.monotonic_ns) // 1_000_000)))
+            now = read_clock()
+            for answer in self._client.receive(now):
+                # A grant that comes now has nobody waiting for it: it is given back in the same breath. What
+                # answers a heartbeat comes too late: it must not lengthen a lease that we have given up.
+                if answer.request is not None:
+                    effects = self._gateway.receive_answer(
+                        answer.request, answer.reply, now, inherited=answer.inherited
+                    )
+                    self._carry_out(effects)
+        if self._client.pending:
+            log.warning(
+                "the tracker has not heard %d messages; they wait in the outbox for the next start",
+                self._client.pending,
+                extra=about("outbox-left", messages=self._client.pending),
+            )
+
+
+def changed_settings(before: GatewayFile, after: GatewayFile) -> list[str]:
+    """The keys of what a worker goes by and what is not the same in both."""
+    old, new = before.model_dump(), after.model_dump()
+    keys = [f"services.{name}" for name in old["services"].keys() | new["services"].keys()]
+    keys += [f"gateway.{name}" for name in GatewaySection.model_fields]
+    keys += ["tracker.endpoint", "tracker.verifying_keys"]
+
+    def value(values: dict[str, dict[str, object]], key: str) -> object:
+        section, _, name = key.partition(".")
+        return values[section].get(name)
+
+    return sorted(key for key in keys if value(old, key) != value(new, key))
 
 
 def choose_datapath(wanted: str) -> tuple[bool, str]:

@@ -135,6 +135,17 @@ def json_option(function: Function) -> Function:
     return click.option("--json", "as_json", is_flag=True, help="JSON on stdout, for programs.")(function)
 
 
+def log_format_option(function: Function) -> Function:
+    """`--log-format`: what a daemon's lines on stderr look like."""
+    return click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="Lines on stderr for people, or JSON for programs; PORTHOLD_LOG_LEVEL says from which level on.",
+    )(function)
+
+
 def read_configuration(config: Path | None) -> GatewayFile:
     """The configuration file; ends with 2 where it can't be used."""
     path = config or DEFAULT_CONFIG

@@ -84,7 +84,7 @@ class Keeper:
             try:
                 write_whole(evidence, note)
             except OSError as error:
-                LOGGER.error("and it could not be written: %s; here it is: %r", error, note)  # noqa: TRY400
+                LOGGER.error("and it could not be written: %s; here it is: %r", error, note)
 
     def _read(self) -> Checkpoint | None:
         try:
@@ -94,5 +94,5 @@ class Keeper:
         except NoteError as error:
             aside = self._path.with_name(self._path.name + DAMAGED)
             self._path.replace(aside)
-            LOGGER.error("%s is no checkpoint (%s); it is now %s", self._path, error, aside)  # noqa: TRY400
+            LOGGER.error("%s is no checkpoint (%s); it is now %s", self._path, error, aside)
             return None

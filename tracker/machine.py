@@ -124,9 +124,10 @@ class Signed:
 
 @dataclass(slots=True)
 class Batch:
-    """What is appended together, and what is sent once it is there."""
+    """What is appended together, and what is sent once it is there; `events` are what the records say."""
 
     records: list[Record] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     answers: list[Answered] = field(default_factory=list)
     seen: dict[str, Seen] = field(default_factory=dict)
     frames: list[tuple[Peer, bytes]] = field(default_factory=list)
@@ -453,6 +454,7 @@ class Machine:
             source = Source(name, incarnation, sequence, part)
             record = to_record(event, wall_ns=now.wall_ns, source=source, nonce=self._nonce())
             self._batch.records.append(record)
+            self._batch.events.append(event)
             self._memory.hear(record)
             self._size += 1
 

@@ -69,6 +69,11 @@ class Notary:
         key = read_key_file(section.signing_key)
         return cls(log, key, policy, section.checkpoint_directory, now)
 
+    def follow(self, section: TrackerSection) -> None:
+        """Go on by another configuration, with the same key."""
+        self._policy = CheckpointPolicy(section.checkpoint_every_records, section.checkpoint_every_s)
+        self._directory = section.checkpoint_directory
+
     @property
     def key(self) -> str:
         """The public half."""

@@ -4,7 +4,8 @@ Rule 1: drain what has come, decide it all, append it in one transaction, then s
 before the append of its batch has returned. Rule 3: a failed append ends the process, because what is on the
 disk is then unknown; its answers are never sent, so the workers ask again. Rule 4: noise is logged at most
 once in ten seconds. Rule 5: a snapshot that is not what its record in the tree says is not believed: the log
-is folded from its first record, and that is said.
+is folded from its first record, and that is said. Rule 6: asked to end, it first answers what has come.
+Rule 7: a configuration that is read again takes effect whole or not at all; what needs a restart is named.
 """
 
 import logging
@@ -29,10 +30,11 @@ from eventlog.store import Answer, Forget, Log, LogBusy, LogUnreadable
 from tracker import image
 from tracker.audit import ALIVE, alive_note, alive_ns
 from tracker.clock import read_clock
-from tracker.configuration import TrackerSection
+from tracker.configuration import ConfigurationError, TrackerSection
 from tracker.doors import Door, Peer, Socket, opened_doors
 from tracker.feed import Missing, Piece, Present
 from tracker.instant import Instant
+from tracker.journal import about, tell
 from tracker.keyring import Keyring
 from tracker.machine import Batch, Machine, no_proof
 from tracker.notary import Notary
@@ -42,6 +44,7 @@ from tracker.projections import PROJECTIONS
 from tracker.rates import Rates
 from tracker.roles import Caller, Role
 from tracker.shapes import ProtocolError
+from tracker.supervision import Supervision
 
 LOGGER: Final = logging.getLogger(__name__)
 _BURST: Final = 256
@@ -49,12 +52,29 @@ _BURST: Final = 256
 _NOISE: Final = ("garbage", "refused")
 """How the names of those counters begin that are worth a warning."""
 _NOISE_NS: Final = 10_000_000_000
+_STATUS_NS: Final = 1_000_000_000
 _FAREWELL_S: Final = 0.2
 _LOOK_NS: Final = 1_000_000_000
 """How often the directory of keys is looked at."""
 _POLL_NS: Final = 500_000_000
 _AWAY_NS: Final = 1_000_000_000
 """Longer from one poll to the next, and we have not been listening."""
+_DRAIN_NS: Final = 1_000_000_000
+"""So long are requests taken behind the one to end: whoever does not stop asking must not keep us."""
+_RELOADED: Final = frozenset(
+    {
+        "alive_s",
+        "checkpoint_directory",
+        "checkpoint_every_records",
+        "checkpoint_every_s",
+        "snapshot_every_records",
+        "verifying_keys",
+    }
+)
+"""What a running tracker can change. Not the lease: it is a promise, and workers' kernels count it."""
+
+Reread = Callable[[], TrackerSection]
+"""The configuration as it is in the file now; ConfigurationError."""
 
 Done = TypeVar("Done")
 Round = dict[Socket | int, int]
@@ -64,17 +84,22 @@ Round = dict[Socket | int, int]
 class Server:
     """A tracker on its log; `serve` builds it."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 (what `serve` has opened)
+    def __init__(  # noqa: PLR0913 (each by its name)
         self,
         section: TrackerSection,
         log: Log,
         notary: Notary | None,
         machine: Machine,
         doors: Sequence[Door],
+        *,
         porter: Porter,
         keyring: Keyring | None,
+        supervision: Supervision,
+        reread: Reread,
     ) -> None:
         self._section = section
+        self._supervision = supervision
+        self._reread = reread
         self._log = log
         self._notary = notary
         self._machine = machine
@@ -90,22 +115,79 @@ class Server:
         self._alive_due_ns = 0
         self._noise: Counter[str] = Counter()
         self._noise_due_ns = 0
+        self._status_due_ns = 0
         self._listened_ns = 0
         self._feeding = False
 
-    def run(self, stop: int) -> None:
-        """Serves until the file descriptor `stop` is readable. AppendFailed: the caller ends the process."""
+    def run(self) -> None:
+        """Serves until it is told to end. AppendFailed: the caller ends the process."""
         poller = zmq.Poller()
-        for source in (*(door.socket for door in self._doors), *self._porter.sockets, stop):
+        for source in (
+            *(door.socket for door in self._doors),
+            *self._porter.sockets,
+            self._supervision.fileno(),
+        ):
             poller.register(source, zmq.POLLIN)
         now = read_clock()
         self._listened_ns = now.monotonic_ns
         self._begin(now)
-        LOGGER.info("run %d on %s", self._machine.state.run, self._log.path)
-        while stop not in self._round(poller):
-            pass
+        run = self._machine.state.run
+        LOGGER.info("run %d on %s", run, self._log.path, extra=about("started", run=run))
+        self._supervision.ready(self._summary())
+        while not self._supervision.stopping:
+            if self._supervision.fileno() in self._round(poller) and self._supervision.hear():
+                self._reload()
+        self._supervision.end("answering what has come")
+        self._drain_all(poller)
         self._end(read_clock())
-        LOGGER.info("stopped")
+        LOGGER.info("stopped", extra=about("stopped", run=run))
+
+    def _drain_all(self, poller: zmq.Poller) -> None:
+        """Answer what was sent before we were told to end, and what comes close behind it."""
+        until_ns = read_clock().monotonic_ns + _DRAIN_NS
+        waiting = True
+        while waiting and read_clock().monotonic_ns < until_ns:
+            found = self._round(poller, timeout_ms=0)
+            waiting = any(door.socket in found for door in self._doors)
+
+    def _summary(self) -> str:
+        """For `systemctl status`."""
+        state = self._machine.state
+        leased = sum(1 for it in state.gateways.values() if it.session and it.session.lost_since_ns is None)
+        return f"{leased} gateways, {len(state.bindings)} bindings, {self._log.head().size} records"
+
+    def _reload(self) -> None:
+        self._supervision.reloading()
+        try:
+            wanted = self._reread()
+        except ConfigurationError as error:
+            for problem in error.problems:
+                LOGGER.error(
+                    "not reloaded, the old configuration stays: %s", problem, extra=about("reload-refused")
+                )
+        else:
+            self._take_section(wanted)
+        self._supervision.ready(self._summary())
+
+    def _take_section(self, wanted: TrackerSection) -> None:
+        before = self._section
+        changed = {
+            name for name in type(before).model_fields if getattr(before, name) != getattr(wanted, name)
+        }
+        kept = sorted(changed - _RELOADED)
+        if kept:
+            said = ", ".join(f"tracker.{name}" for name in kept)
+            LOGGER.warning(
+                "changed, but only a restart brings it: %s",
+                said,
+                extra=about("restart-needed", settings=said),
+            )
+        self._section = wanted.model_copy(update={name: getattr(before, name) for name in kept})
+        self._alive_every_ns = round(self._section.alive_s * 1e9)
+        if self._notary is not None:
+            self._notary.follow(self._section)
+        taken = ", ".join(f"tracker.{name}" for name in sorted(changed & _RELOADED)) or "nothing has changed"
+        LOGGER.info("configuration read again: %s", taken, extra=about("reloaded", settings=taken))
 
     def _begin(self, now: Instant) -> None:
         endorsement = None
@@ -136,8 +218,8 @@ class Server:
         else:
             LOGGER.warning("no signing_key is configured, but this log has one: its end is not protected")
 
-    def _round(self, poller: zmq.Poller) -> Round:
-        found: Round = dict(poller.poll(self._timeout_ms()))
+    def _round(self, poller: zmq.Poller, timeout_ms: int | None = None) -> Round:
+        found: Round = dict(poller.poll(self._timeout_ms() if timeout_ms is None else timeout_ms))
         now = read_clock()
         away_ns = now.monotonic_ns - self._listened_ns
         self._listened_ns = now.monotonic_ns
@@ -153,6 +235,7 @@ class Server:
         self._commit(now)
         self._feed()
         self._say_noise(now)
+        self._say_alive(now)
         return found
 
     def _timeout_ms(self) -> int:
@@ -229,11 +312,13 @@ class Server:
         answers = [Answer(it.worker, it.incarnation, it.sequence, it.frame) for it in batch.answers]
         forget = [Forget(it.worker, it.incarnation, it.through) for it in batch.seen.values()]
         notes = {} if note is None else {ALIVE: note}
-        _patiently(
+        self._patiently(
             lambda: self._log.append(
                 batch.records, answers=answers, forget_answers=forget, notes=notes, snapshot=snapshot
             )
         )
+        for event in batch.events:
+            tell(event)
 
     def _take_snapshot(self, now: Instant) -> None:
         snapshot = self._machine.snapshot(now, self._log.head().root)
@@ -243,8 +328,18 @@ class Server:
     def _sign(self, now: Instant) -> None:
         notary = self._notary
         if notary is not None:
-            self._machine.checkpoint_made(_patiently(lambda: notary.sign(now)))
+            self._machine.checkpoint_made(self._patiently(lambda: notary.sign(now)))
             notary.write_copy(now)
+
+    def _patiently(self, write: Callable[[], Done]) -> Done:
+        """What `write` gives, once nobody else holds the log's write lock."""
+        while True:
+            try:
+                return write()
+            except LogBusy as error:
+                LOGGER.warning("%s; nobody is answered until it is free", error, extra=about("log-busy"))
+                # Not dead, and a restart would wait as long.
+                self._supervision.turned(read_clock().monotonic_ns, "waiting for the log's write lock")
 
     def _send(self, batch: Batch) -> None:
         for peer, frame in batch.frames:
@@ -253,6 +348,14 @@ class Server:
             if not peer.door.send(peer, frame):
                 # A worker asks again; whoever does not read has only himself to blame.
                 self._machine.counters["frames not delivered"] += 1
+
+    def _say_alive(self, now: Instant) -> None:
+        """Behind a round's work: a tracker that can't finish one is not alive."""
+        status = None
+        if now.monotonic_ns >= self._status_due_ns:
+            self._status_due_ns = now.monotonic_ns + _STATUS_NS
+            status = self._summary()
+        self._supervision.turned(now.monotonic_ns, status)
 
     def _say_noise(self, now: Instant) -> None:
         if now.monotonic_ns < self._noise_due_ns:
@@ -264,8 +367,8 @@ class Server:
             self._noise, self._noise_due_ns = noise, now.monotonic_ns + _NOISE_NS
 
 
-def serve(section: TrackerSection, stop: int) -> None:
-    """Opens log and sockets, and serves until `stop` is readable.
+def serve(section: TrackerSection, supervision: Supervision, reread: Reread) -> None:
+    """Opens log and sockets, and serves until it is told to end.
 
     LogLocked, LogUnreadable, KeyUnusable, EndpointUnusable: it can't begin; CheckpointContradicted: it must
     not; AppendFailed: it can't go on.
@@ -279,7 +382,18 @@ def serve(section: TrackerSection, stop: int) -> None:
         porter = Porter(context, keyring, section.limits.connections, machine.counters)
         stack.callback(porter.close)
         doors = stack.enter_context(opened_doors(context, section, porter, keyring))
-        Server(section, log, notary, machine, doors, porter, keyring).run(stop)
+        server = Server(
+            section,
+            log,
+            notary,
+            machine,
+            doors,
+            porter=porter,
+            keyring=keyring,
+            supervision=supervision,
+            reread=reread,
+        )
+        server.run()
 
 
 def boot_identity() -> str:
@@ -331,12 +445,3 @@ def _records(log: Log, first: int) -> Iterator[Record]:
     except RecordsGone as error:
         why = f"no state of version {image.VERSION} is kept, and none can be made: {error}"
         raise LogUnreadable(f"{log.path}: {why}") from error
-
-
-def _patiently(write: Callable[[], Done]) -> Done:
-    """What `write` gives, once nobody else holds the log's write lock."""
-    while True:
-        try:
-            return write()
-        except LogBusy as error:
-            LOGGER.warning("%s; nobody is answered until it is free", error)

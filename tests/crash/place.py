@@ -1,6 +1,7 @@
 """A tracker as a process of its own in a directory of its own, and what its tests say to it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -49,6 +50,8 @@ class Place:
         self.operator_endpoint = f"ipc://{directory}/operator.ipc"
         self.configuration = directory / "porthold.toml"
         self.process: subprocess.Popen[str] | None = None
+        self.environment: dict[str, str] = {}
+        self.options: tuple[str, ...] = ()
         self.write_configuration()
 
     def write_configuration(self, **settings: object) -> None:
@@ -63,7 +66,11 @@ class Place:
     def begin(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", "from tools.tracker import command; command()"]
         return subprocess.Popen(
-            [*command, "--config", str(self.configuration)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+            [*command, "--config", str(self.configuration), *self.options],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **self.environment},
         )
 
     def start(self) -> None:

@@ -271,7 +271,7 @@ def refused(place: Place, code: int) -> str:
     _, said = process.communicate(timeout=20)
     assert process.returncode == code, said
     assert "Traceback" not in said
-    return said.splitlines()[-1].removeprefix("porthold tracker: ")
+    return said.splitlines()[-1].partition("porthold tracker: ")[2]
 
 
 # ---- a log that is not its own past ----------------------------------------------------------------------

@@ -299,7 +299,8 @@ def test_a_tracker_that_was_stopped_for_longer_than_the_lease_holds_it_against_n
 def test_sigterm_is_answered_with_a_last_record_and_zero(place: Place) -> None:
     place.start()
     code, said = place.kill(signal.SIGTERM)
-    assert (code, said.splitlines()[-1]) == (0, "porthold tracker: stopped")
+    assert code == 0
+    assert said.endswith(" porthold tracker: stopped\n")
     started, stopped, taken = place.events()
     assert isinstance(started, TrackerStarted)
     assert isinstance(taken, SnapshotTaken)

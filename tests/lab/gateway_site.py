@@ -81,12 +81,16 @@ class QueueLine(NamedTuple):
 class Site:
     """One gateway with its tracker, in a lab of its own; `settings`: the configuration's lines by section.
 
+    `wrappers`: by daemon, the words that start it; `environment`: what daemons find in theirs besides.
+
     It may serve one test after another: what is counted and logged is told as of the last `begin_test`.
     """
 
     lab: Lab
     directory: Path
     settings: dict[str, dict[str, object]] = field(default_factory=dict)
+    wrappers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     tracker: subprocess.Popen[bytes] | None = None
     rewriter: subprocess.Popen[bytes] | None = None
     open_until_end: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -158,12 +162,14 @@ class Site:
             raise LabError(f"{error}; it said: {self.said(name)}") from error
 
     def _daemon(self, place: str | None, command: str, *options: str) -> subprocess.Popen[bytes]:
+        wrapper = self.wrappers.get(command, ())
         with (self.directory / f"{command}.log").open("ab") as output:
             return self.lab.start(
                 place,
-                [str(self.program), command, "--config", str(self.configuration), *options],
+                [*wrapper, str(self.program), command, "--config", str(self.configuration), *options],
                 stdout=output,
                 stderr=output,
+                env={**os.environ, **self.environment},
             )
 
     def _await(

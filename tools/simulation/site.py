@@ -26,14 +26,14 @@ from tools.simulation.netfilter import Kernel
 from tools.simulation.syscalls import (
     COMMAND_NS,
     Held,
-    Signals,
     SimulatedQueue,
+    SimulatedSupervision,
     SimulatedTables,
     conntrack,
     iptables,
     replaced,
 )
-from tools.simulation.wire import STOP, IdlePorter, Network, RouterSocket, SimulatedZmq
+from tools.simulation.wire import IdlePorter, Network, RouterSocket, SimulatedZmq
 from tools.simulation.world import MILLISECOND_NS, Host, Process, World
 from tracker.client import OutboxLocked
 from tracker.configuration import TrackerSection
@@ -188,7 +188,7 @@ class Site:
     def _run_tracker(self, process: Process) -> None:
         process.polled = partial(self.tracker_polled, process)
         section = TrackerSection(lease_s=self.setting.lease_s, alive_s=2.0, log=self.log.path)
-        tracker.server.serve(section, STOP)
+        tracker.server.serve(section, SimulatedSupervision(process), lambda: section)
 
     def _machine(self, state: State, **rest: Any) -> Machine:  # noqa: ANN401 (as the real one has them)
         self.machine = Machine(state, **rest)
@@ -209,7 +209,7 @@ class Site:
         file = gateway_file(gateway.name, unit.name, self.setting)
         take_over, unit.take_over = unit.take_over, False
         worker = self.workers[process] = Worker(file, take_over=take_over)
-        worker.run()
+        worker.run(SimulatedSupervision(process), lambda: file)
 
     # --- system calls ------------------------------------------------------------------------------------
 
@@ -234,7 +234,6 @@ class Site:
                 "read_clock": self._read_clock,
                 "zmq": zmq,
                 "host_identity": self._identity,
-                "signal": Signals(self.world),
                 "Queue": self._queue,
             },
             kernel: {

@@ -5,9 +5,8 @@ and leaves through `Process.call`, so that a worker can be killed or stopped bef
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -17,7 +16,9 @@ from rewriter.ruleset import HOOKED_CHAINS
 from tools.simulation.netfilter import Kernel
 from tools.simulation.nft import BatchRefused, Set, Tables
 from tools.simulation.packets import Packet, PacketQueue
+from tools.simulation.wire import STOP
 from tools.simulation.world import MILLISECOND_NS, Process, World
+from tracker.supervision import Supervision
 
 NFT_NS: Final = 300_000
 COMMAND_NS: Final = 4 * MILLISECOND_NS
@@ -36,16 +37,16 @@ def replaced(owner: object, names: Mapping[str, object]) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-@dataclass(frozen=True, slots=True)
-class Signals:
-    """Stands in for the module `signal`: a handler is called when the poll it interrupts returns."""
+class SimulatedSupervision(Supervision):
+    """tracker.supervision.Supervision: hears of SIGTERM alone, and nobody hears of us."""
 
-    world: World
-    SIGTERM: int = 15
-    SIGINT: int = 2
+    def __init__(self, process: Process) -> None:
+        super().__init__(STOP)
+        self._process = process
 
-    def signal(self, _number: int, handler: Callable[[int, None], object]) -> None:
-        self.world.process.handler = handler
+    def hear(self) -> bool:
+        self.stopping = self._process.stop_requested
+        return False
 
 
 class SimulatedTables(kernel.Tables):

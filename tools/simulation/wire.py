@@ -290,8 +290,6 @@ class SimulatedPoller:
     def poll(self, timeout_ms: int) -> list[tuple[object, int]]:
         until_ns = self._process.world.now_ns + max(0, timeout_ms) * MILLISECOND_NS
         found = self._process.wait(self._ready, until_ns)
-        if self._process.stop_requested and self._process.handler is not None:
-            self._process.handler(15, None)
         self._process.polled()
         return found
 

@@ -159,7 +159,6 @@ class Process:
     stop_requested: bool = False
     died: list[Callable[[], object]] = field(default_factory=list)
     files: dict[int, Hashable] = field(default_factory=dict)
-    handler: Callable[[int, None], object] | None = None
     polled: Callable[[], object] = lambda: None
     stopped_ns: int = 0
     went_on_ns: int = -SECOND_NS

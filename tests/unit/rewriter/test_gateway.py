@@ -1035,6 +1035,17 @@ def test_a_stop_before_any_session_says_nothing() -> None:
     (Playbook(Gateway(SETTINGS, PUBLIC)).run(opens) >> closes).settled()
 
 
+def test_what_is_granted_behind_a_stop_is_given_back() -> None:
+    play = in_session().run(claims(1, ANN)).run(closes)
+    (play >> answers(claim(ANN), grant(7, ANN)) << Submit(went(7, Ending.LATE, 0))).settled()
+
+
+def test_a_session_granted_behind_a_stop_is_closed_and_no_other_is_opened() -> None:
+    play = Playbook(Gateway(SETTINGS, PUBLIC)).run(opens).run(closes)
+    play = play >> answers(opening(), session(4)) << Submit(CloseSession("gw", 4))
+    (play >> answers(None, SessionOver("gw", 4, None))).settled()
+
+
 def test_a_late_grant_for_the_old_address_leaves_the_call_on_the_new_one_alone() -> None:
     play = in_session().run(claims(1, ANN)).at(1).run(timer, sees(kernel(public=NEW_PUBLIC))).at(2)
     play.run(claims(2, ANN))

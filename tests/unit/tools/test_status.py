@@ -21,6 +21,7 @@ from tracker.configuration import TrackerSection
 from tracker.events import HolderNamed
 from tracker.messages import ClaimGranted, ClaimPort, Durable, OpenSession, SessionGranted
 from tracker.server import serve
+from tracker.supervision import Supervision
 
 
 @pytest.fixture
@@ -44,11 +45,13 @@ def running_tracker(directory: Path) -> Iterator[TrackerSection]:
     section = section_in(directory)
     reading, writing = socket.socketpair()
     with reading, writing:
-        thread = threading.Thread(target=serve, args=(section, reading.fileno()))
+        supervision = Supervision(reading.fileno())
+        thread = threading.Thread(target=serve, args=(section, supervision, lambda: section))
         thread.start()
         try:
             yield section
         finally:
+            supervision.stopping = True
             writing.send(b"!")
             thread.join(20)
     assert not thread.is_alive()
