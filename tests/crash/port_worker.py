@@ -40,7 +40,7 @@ RENEWED_S: Final = 0.15
 
 
 class PortWorker:
-    """`epoch` 0: no session."""
+    """`epoch` 0: no session; `bindings`: those of the gateway that it knows of."""
 
     def __init__(self, client: TrackerClient, worker: str, gateway: str, diary: TextIO) -> None:
         self._client = client
@@ -49,6 +49,7 @@ class PortWorker:
         self._diary = diary
         self._nonce = 0
         self.epoch = 0
+        self.bindings: list[int] = []
 
     def hear_last_words(self) -> None:
         """What a process before this one said, and the answer that it did not live to hear."""
@@ -64,10 +65,10 @@ class PortWorker:
             self._gateway, (PUBLIC,), (SHARED,), f"host of {self._worker}", take_over=False, fence=False
         )
         reply = self._durable(["open"], order)
-        self.epoch = reply.epoch if isinstance(reply, SessionGranted) else 0
+        if isinstance(reply, SessionGranted):
+            self.epoch, self.bindings = reply.epoch, [view.binding for view in reply.bindings]
 
-    def claim(self, port: int, holder: int) -> int | None:
-        """The binding, if it was granted."""
+    def claim(self, port: int, holder: int) -> None:
         now = read_clock()
         remote, host = bytes([10, 0, 0, port]), bytes([192, 168, 0, holder])
         order = ClaimPort(
@@ -88,9 +89,11 @@ class PortWorker:
         reply = self._durable(["claim", self.epoch, str(port), HOLDERS[holder]], order)
         if isinstance(reply, ClaimRefused) and reply.holder is None:
             self.epoch = 0
-        return reply.binding.binding if isinstance(reply, ClaimGranted) else None
+        if isinstance(reply, ClaimGranted) and reply.binding.binding not in self.bindings:
+            self.bindings.append(reply.binding.binding)
 
     def release(self, binding: int) -> None:
+        self.bindings.remove(binding)
         now = read_clock()
         report = BindingWithdrawn(
             self._gateway, self.epoch, binding, Ending.HANG_UP, now.wall_ns, None, None, None, None
@@ -158,22 +161,18 @@ def main(endpoint: str, directory: str, worker: str, gateway: str, seed: str) ->
     with (path / f"{worker}.diary").open("a") as diary:
         works = PortWorker(client, worker, gateway, diary)
         works.hear_last_words()
-        mine: list[int] = []
         renew_s = 0.0
         while not (path / "enough").exists():
             if works.epoch == 0:
-                mine.clear()
                 works.open()
                 time.sleep(0 if works.epoch else 0.1)
             elif time.monotonic() >= renew_s:
                 renew_s = time.monotonic() + RENEWED_S
                 works.renew()
-            elif mine and chance.random() < 0.5:
-                works.release(mine.pop(chance.randrange(len(mine))))
+            elif works.bindings and chance.random() < 0.5:
+                works.release(chance.choice(works.bindings))
             else:
-                binding = works.claim(chance.randrange(PORTS), chance.randrange(len(HOLDERS)))
-                if binding is not None and binding not in mine:
-                    mine.append(binding)
+                works.claim(chance.randrange(PORTS), chance.randrange(len(HOLDERS)))
             time.sleep(PAUSE_S)
     client.close()
 
