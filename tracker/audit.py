@@ -121,7 +121,7 @@ def who(  # noqa: PLR0913 (each is a word of the question)
         found = [
             _answers(reader, clock, stretch, at_ns, of, public_address, known)
             for stretch in shown
-            for of in _services_of(reader, stretch, at_ns, (protocol, port, gateway, service))
+            for of in _services_of(reader, stretch, at_ns, (protocol, port, gateway, service), public_address)
         ]
         findings = [
             replace(it, restrictions=restricted(reader, shown, at_ns, it.gateway, it.service))
@@ -144,8 +144,12 @@ def _services_of(
     stretch: Stretch,
     at_ns: int,
     asked: tuple[int | None, int | None, str | None, str | None],
+    public_address: bytes | None,
 ) -> list[tuple[str, str]]:
-    """Gateway and name of the services that had the port then; with less asked, all that fit."""
+    """Gateway and name of the services that had the port then; with less asked, all that fit.
+
+    With an address: only of gateways that ever announced it, unless the gateway is named.
+    """
     protocol, port, gateway, service = asked
     rows = reader.query(
         "SELECT DISTINCT gateway, name, since_position, since_ns, until_position, until_ns"
@@ -153,8 +157,16 @@ def _services_of(
         " WHERE (:protocol IS NULL OR protocol = :protocol)"
         " AND (:port IS NULL OR (first <= :port AND last >= :port))"
         " AND (:gateway IS NULL OR gateway = :gateway) AND (:service IS NULL OR name = :service)"
+        " AND (:address IS NULL OR :gateway IS NOT NULL"
+        "  OR gateway IN (SELECT gateway FROM addresses WHERE public_address = :address))"
         " ORDER BY gateway, name",
-        {"protocol": protocol, "port": port, "gateway": gateway, "service": service},
+        {
+            "protocol": protocol,
+            "port": port,
+            "gateway": gateway,
+            "service": service,
+            "address": public_address,
+        },
     )
     found: dict[tuple[str, str], None] = {}
     for name, service_name, since_position, since_ns, until_position, until_ns in rows:

@@ -8,7 +8,7 @@ A change to what the tables hold raises `version`: the store then folds the log 
 pruned or redacted it cannot: from the first release on, a new version is an eventlog.projection.Upgrading.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from eventlog.projection import Cell, Insert, Projection, Reader, Row, RowChange, TableSpec, Update
@@ -90,6 +90,10 @@ RESOURCES: Final = TableSpec(
     {"gateway": str, "public_address": bytes, "service": str, "peer": bytes},
     primary_key=("gateway", "public_address", "service", "peer"),
 )
+ADDRESSES: Final = TableSpec(
+    {"gateway": str, "public_address": bytes}, primary_key=("public_address", "gateway")
+)
+"""Which public addresses a gateway ever announced."""
 REFUSALS: Final = TableSpec(
     {
         "binding": int,
@@ -209,10 +213,11 @@ class Bindings:
     """Who held what from when to when, what services there were, and when nobody looked."""
 
     name: Final = "bindings"
-    version: Final = 4
+    version: Final = 5
     tables: Final[Mapping[str, TableSpec]] = {
         "bindings": BINDINGS,
         "resources": RESOURCES,
+        "addresses": ADDRESSES,
         "refusals": REFUSALS,
         "mentions": MENTIONS,
         "address_changes": ADDRESS_CHANGES,
@@ -267,6 +272,7 @@ def _binding_rows(position: int, wall_ns: int, event: Event, read: Reader) -> It
             yield Insert(
                 "address_changes", {"position": position, "gateway": gateway, "old": old, "new": new}
             )
+            yield from _announced(gateway, () if new is None else (new,), read)
         case _:
             pass
 
@@ -325,13 +331,20 @@ def _session_rows(position: int, wall_ns: int, event: Event, read: Reader) -> It
                     yield Insert("service_ports", {**key, "use": use, "number": number, **span})
         case ServiceRemoved(gateway, name):
             yield from _service_ends(gateway, name, position, wall_ns, read)
-        case SessionOpened(gateway, epoch, worker, host, _, lease_ms, _):
+        case SessionOpened(gateway, epoch, worker, host, addresses, lease_ms, _):
+            yield from _announced(gateway, addresses, read)
             who: dict[str, Cell] = {"gateway": gateway, "epoch": epoch, "worker": worker, "host": host}
             yield Insert("sessions", {**who, "lease_ms": lease_ms, "since_ns": wall_ns, "position": position})
         case SessionEnded(gateway, epoch, _, reason):
             yield Update("sessions", (gateway, epoch), {"until_ns": wall_ns, "reason": reason.value})
         case _:
             pass
+
+
+def _announced(gateway: str, addresses: Iterable[bytes], read: Reader) -> Iterator[RowChange]:
+    for address in dict.fromkeys(addresses):
+        if read.get("addresses", (address, gateway)) is None:
+            yield Insert("addresses", {"public_address": address, "gateway": gateway})
 
 
 def _service_ends(gateway: str, name: str, position: int, wall_ns: int, read: Reader) -> Iterator[RowChange]:

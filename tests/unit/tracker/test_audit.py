@@ -26,6 +26,7 @@ from tracker.events import (
     Ending,
     HolderNamed,
     KernelStateRestored,
+    PublicAddressChanged,
 )
 from tracker.instant import Instant
 from tracker.messages import CloseSession, Heartbeat
@@ -306,8 +307,25 @@ def test_who_may_be_asked_by_service_alone(life: Life) -> None:
     assert [type(finding.answer) for finding in asked] == [Holder]
     everything = who(life.log, at_ns=at(3).wall_ns)
     assert [finding.service for finding in everything] == ["cuseeme", "shared"]
-    (other,) = who(life.log, at_ns=at(3).wall_ns, service="cuseeme", public_address=OTHER_PUBLIC)
+    (other,) = who(
+        life.log, at_ns=at(3).wall_ns, service="cuseeme", gateway="gw", public_address=OTHER_PUBLIC
+    )
     assert other == Finding("gw", OTHER_PUBLIC, "cuseeme", None, Nobody(None))
+
+
+def test_an_address_is_looked_for_at_the_gateways_that_ever_had_it(life: Life) -> None:
+    life.say(2, claim(ANN))
+    life.say(2, dataclasses.replace(opening("elsewhere"), public_addresses=(OTHER_PUBLIC,)))
+
+    def gateways(address: bytes) -> list[str | None]:
+        found = who(life.log, at_ns=at(4).wall_ns, service="cuseeme", public_address=address)
+        return [finding.gateway for finding in found]
+
+    assert gateways(PUBLIC) == ["gw"]
+    assert gateways(OTHER_PUBLIC) == ["elsewhere"]
+    assert gateways(bytes(4)) == [None]
+    life.say(3, PublicAddressChanged("gw", 1, PUBLIC, OTHER_PUBLIC, at(3).wall_ns))
+    assert gateways(OTHER_PUBLIC) == ["elsewhere", "gw"]
 
 
 def test_holds_narrows_by_time_holder_and_state(life: Life) -> None:
