@@ -96,6 +96,7 @@ def test_under_fence_the_kernel_itself_stops_forwarding_when_the_lease_has_ended
         time.sleep(LEASE_S + 0.5)
         bob.sendto(open_continue(BOB), TO_REFLECTOR)
         received(ann, 0.05)
+        peer.sendto(video(REFLECTOR), TO_PUBLIC)
         caller.sendto(open_continue(PUBLIC), TO_PUBLIC)
         time.sleep(0.3)
         assert site.holders() == [ANN]
@@ -112,6 +113,9 @@ def test_under_fence_the_kernel_itself_stops_forwarding_when_the_lease_has_ended
     [holding] = site.holdings()
     assert holding.until_ns is None
     site.assert_running()
+    site.signal("rewriter", signal.SIGTERM)
+    assert site.daemon("rewriter").wait(10) == 0
+    assert (site.holders(), site.elements("set", "lease")) == ([ANN], [])  # so another host may come at once
     site.assert_log_clean()
 
 
