@@ -436,7 +436,7 @@ class GatewayKernel:
         In place of a table older than `moved_epoch` all of them are made, with their whole idle time.
         Returns the bindings kept and the epoch of the table before, if there was one. Calls in progress are
         not touched: the replacement is one transaction, and connections live in conntrack. Idle times go on
-        where they were, but for the time in which nft loads the table: so much later they end (about 20 ms;
+        where they were, but for the time in which nft loads the table: so much later they end (about 10 ms;
         nobody can know before how long it will take, and earlier than due would end a call).
         """
         before = self.tables.epoch()
