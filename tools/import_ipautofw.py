@@ -1,6 +1,7 @@
 """`porthold import-ipautofw`: a 1999 gateway's command lines as porthold's configuration.
 
-Rule: what is printed is TOML that can be appended to a configuration as it is; all else in it is comments.
+Rule: what is printed is TOML: services that can be appended to a configuration as they are, keys that go into
+  its [gateway]; all else is comments.
 """
 
 import json
@@ -177,7 +178,7 @@ def toml(lines: Sequence[Line], services: Sequence[ServiceTable], kept: Sequence
         )
         yield ""
     if kept:
-        yield "[gateway]  # beside its name, lan and wan"
+        yield "[gateway]  # there is one already: this goes into it"
         yield f"keep_source_ports = {value_of(kept)}"
         yield ""
     if not services and not kept:
