@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, str] = {
     "reserve": "Let only one host claim a port.",
     "freeze": "Let nobody claim; calls go on.",
     "keys": "Make the keys: of the log's checkpoints, and of who speaks by TCP; authorise and revoke them.",
+    "systemd": "Write the systemd units of tracker and rewriter for this installation.",
     "doctor": "Would a rewriter run here, and if not, what is missing.",
     "pcap": "Translate a capture as the gateway would, or explain its packets field by field.",
     "import-ipautofw": "Command lines of ipautofw and ipmasqadm as porthold's configuration, flag by flag.",

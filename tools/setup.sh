@@ -60,6 +60,7 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.
     command -v spin >/dev/null || echo spin
     command -v nfdump >/dev/null || echo nfdump
     command -v sqlite3 >/dev/null || echo sqlite3
+    command -v systemd-analyze >/dev/null || echo systemd
     has_file /usr/lib/python3/dist-packages/apsw* || echo python3-apsw
 }
 

@@ -166,7 +166,7 @@ def main(endpoint: str, directory: str, worker: str, gateway: str, seed: str) ->
             if works.epoch == 0:
                 works.open()
                 time.sleep(0 if works.epoch else 0.1)
-            elif time.monotonic() >= renew_s:
+            elif time.monotonic() >= renew_s and chance.random() < 0.5:  # or first say what may be over
                 renew_s = time.monotonic() + RENEWED_S
                 works.renew()
             elif works.bindings and chance.random() < 0.5:
