@@ -25,3 +25,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     crashes.addoption("--kills", type=int, default=50, help="how often the appending process is killed")
     crashes.addoption("--crash-points", type=int, default=200, help="how often the power fails")
     crashes.addoption("--crash-seed", type=int, default=None, help="the first story; random by default")
+    hostile = parser.getgroup("hostile", "mutated messages (test_hostile_*.py)")
+    hostile.addoption("--mutations", type=int, default=20_000, help="how many")

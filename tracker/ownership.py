@@ -623,10 +623,14 @@ def _from_operator(state: State, command: FromOperator, now: Instant) -> Decisio
             bars = tuple(_bars(state, binding, until_ns, by, why))
             return _end_binding(state, WithdrawalOrdered(binding, Ending.REVOKE, by, why), bars, now)
         case ReservePort(gateway, service) if service not in _services(state, gateway):
-            reason = f"no service {service!r} of a gateway {gateway!r} is known; is its worker configured?"
+            reason = (
+                f"no service {service!r:.80} of a gateway {gateway!r:.80} is known; is its worker configured?"
+            )
             return Decision(reply=OrderRefused(reason))
         case FreezeClaims(str(gateway)) if gateway not in state.gateways:
-            return Decision(reply=OrderRefused(f"no gateway {gateway!r} is known; has its worker ever come?"))
+            return Decision(
+                reply=OrderRefused(f"no gateway {gateway!r:.80} is known; has its worker ever come?")
+            )
         case _:
             events = tuple(restrictions.decide(state.restrictions, order, by))
             return Decision(events, reply=OrderTaken(bool(events)))

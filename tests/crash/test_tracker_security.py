@@ -1,113 +1,33 @@
 """TCP: who has an authorised key is served as what it says, and nobody else; real processes, real sockets."""
 
+import random
+import signal
 import socket
+import threading
 import time
-from collections.abc import Callable
+from contextlib import ExitStack, suppress
 
 import pytest
 import zmq
 
 from tests.crash.place import Place, answers, claim, hole, opening, settle
-from tracker.client import Credentials, TrackerClient
+from tests.crash.remote_site import Site, raw_dealer
+from tracker.client import Credentials
 from tracker.clock import read_clock
-from tracker.dialling import Connection
-from tracker.events import PortBound, SessionOpened
-from tracker.keyring import (
-    TRACKER_ROLE,
-    SecretKey,
-    authorise,
-    authorised_key,
-    generate,
-    revoke,
-    write_secret_key,
-)
+from tracker.events import KernelStateRestored, PortBound, SessionOpened
+from tracker.keyring import TRACKER_ROLE, generate, revoke
 from tracker.messages import (
-    Body,
     ClaimGranted,
     GetStatus,
     MakeCheckpoint,
     NoCheckpoint,
     NotAllowed,
-    ReplyBody,
     Request,
     SessionGranted,
     Status,
-    Volatile,
-    decode_reply,
     encode_request,
 )
 from tracker.roles import Role
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
-
-
-class Site:
-    """A tracker that listens by TCP, its keys, and those of the others."""
-
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.port = free_port()
-        self.endpoint = f"tcp://127.0.0.1:{self.port}"
-        self.authority = place.directory / "keys"
-        self.authority.mkdir(mode=0o755)
-        self.own = generate(TRACKER_ROLE, "tracker")
-        write_secret_key(place.directory / "server.key", self.own)
-        self.configure()
-
-    def configure(self, **settings: object) -> None:
-        self.place.write_configuration(
-            listen=[self.endpoint],
-            server_key=self.place.directory / "server.key",
-            authorised_keys=self.authority,
-            **settings,
-        )
-
-    def key(self, name: str, role: Role, *gateways: str, known: bool = True) -> Credentials:
-        """A new key, and the tracker's; `known`: authorised."""
-        made = generate(role.value, name)
-        if known:
-            self.authorise(made, role, *gateways)
-        return Credentials(made, self.own.public)
-
-    def authorise(self, made: SecretKey, role: Role, *gateways: str) -> None:
-        authorise(self.authority, authorised_key(made.name, role, gateways, made.public))
-
-    def client(self, credentials: Credentials, endpoint: str | None = None) -> TrackerClient:
-        name = credentials.own.name
-        return TrackerClient.open(
-            endpoint or self.endpoint,
-            worker=name,
-            outbox=self.place.directory / f"{name}.outbox",
-            now=read_clock(),
-            credentials=credentials,
-        )
-
-    def say(self, credentials: Credentials, body: Body, name: str | None = None) -> ReplyBody | None:
-        """What the tracker answers; None: nothing in time."""
-        with zmq.Context() as context:
-            line = Connection(context, self.endpoint, credentials, immediate=False)
-            try:
-                sequence = 0 if isinstance(body, Volatile) else 1
-                line.socket.send(
-                    encode_request(Request(name or credentials.own.name, 7, sequence, 0, 0, 5, body))
-                )
-                return decode_reply(line.socket.recv()).body if line.socket.poll(5000) else None
-            finally:
-                line.close()
-
-    def counters(self) -> dict[str, int]:
-        return {it.name: it.value for it in self.place.status().counters}
-
-    def wait(self, fact: Callable[[], bool], seconds: float = 20) -> None:
-        end = time.monotonic() + seconds
-        while not fact():
-            assert time.monotonic() < end, self.counters()
-            time.sleep(0.05)
 
 
 @pytest.fixture
@@ -197,3 +117,174 @@ def test_a_worker_finds_the_tracker_again_after_its_restart(site: Site) -> None:
     site.place.start()
     answers(client, lambda: client.pending == 0)
     client.close()
+
+
+def test_who_does_not_speak_curve_is_hung_up_on_while_others_are_served(site: Site) -> None:
+    credentials = site.key("w1", Role.WORKER, "gw")
+    site.place.start()
+    client = site.client(credentials)
+    settle(client, opening())
+    chance = random.Random(5)
+    with raw_dealer(site.endpoint) as plain:
+        plain.send(encode_request(Request("w1", 7, 1, 0, 0, 5, opening())))
+        settle(client, hole(1))
+        site.wait(lambda: site.counters().get("refused: handshake", 0) >= 1)
+        assert not plain.poll(100)
+    impostor = Credentials(credentials.own, generate(TRACKER_ROLE, "another").public)
+    assert isinstance(site.say(impostor, opening()), NotAllowed | None)
+    half_open = [socket.create_connection(("127.0.0.1", site.port)) for _ in range(20)]
+    for number in range(100):
+        with socket.create_connection(("127.0.0.1", site.port)) as shouting:
+            greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00CURVE" if number % 2 else b""
+            shouting.sendall(greeting + chance.randbytes(chance.randrange(1, 500)))
+    settle(client, hole(2))
+    site.wait(lambda: site.counters()["connections: tcp"] > 120)
+    for waiting in half_open:  # they are hung up on, without having said a word
+        waiting.settimeout(20)
+        while waiting.recv(100):
+            pass
+        waiting.close()
+    settle(client, hole(3))
+    client.close()
+    code, said = site.place.kill(signal.SIGTERM)
+    assert code == 0
+    assert 1 <= said.count("refused: handshake") <= 4
+    site.place.check()
+
+
+def test_one_door_has_room_for_so_many_connections(site: Site) -> None:
+    reader = site.key("ruth", Role.READER)
+    worker = site.key("w1", Role.WORKER, "gw")
+    site.limit(connections=4)
+    site.place.start()
+    client = site.client(worker)
+    settle(client, opening())
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(raw_dealer(site.endpoint, reader)) for _ in range(8)]
+        for one in crowd:
+            one.send(encode_request(Request("ruth", 0, 0, 0, 0, 5, GetStatus())))
+        site.wait(lambda: site.counters().get("refused: connections", 0) >= 5)
+        settle(client, hole(1))
+        assert sum(bool(one.poll(0)) for one in crowd) <= 3
+    # They are gone: there is room again.
+    site.wait(lambda: isinstance(site.say(reader, GetStatus()), Status))
+    client.close()
+
+
+def test_whoever_says_too_much_is_not_heard_for_a_while_and_others_are(site: Site) -> None:
+    reader = site.key("ruth", Role.READER)
+    site.limit(other_messages_per_s=100)
+    site.place.start()
+    question = encode_request(Request("ruth", 0, 0, 0, 0, 5, GetStatus()))
+    with raw_dealer(site.endpoint, reader) as noisy:
+        for _ in range(3000):
+            noisy.send(question)
+        site.wait(lambda: site.counters().get("refused: rate", 0) >= 1000)
+        client = site.client(site.key("w1", Role.WORKER, "gw"))
+        settle(client, opening(), hole(1))
+        client.close()
+
+
+def test_one_noisy_peer_does_not_starve_a_quiet_one(site: Site) -> None:
+    site.limit(worker_messages_per_s=1000000)
+    noisy_key, quiet_key = site.key("noisy", Role.WORKER, "gw"), site.key("quiet", Role.WORKER, "gw2")
+    site.place.start()
+    quiet = site.client(quiet_key)
+    settle(quiet, opening("gw2"))
+    flood = 10_000
+    with raw_dealer(site.endpoint, noisy_key) as noisy:
+        for number in range(1, flood + 1):
+            noisy.send(encode_request(Request("noisy", 7, number, number - 1, 0, 5, hole(number))))
+        for number in range(20):
+            settle(quiet, KernelStateRestored("gw2", 1, "quiet", number, number))
+        done = [
+            (event, source)
+            for event, source in site.place.sourced_events()
+            if isinstance(event, KernelStateRestored)
+        ]
+    quiet.close()
+    ahead = [
+        sum(source == "noisy" for _, source in done[:at])
+        for at, (_, source) in enumerate(done)
+        if source == "quiet"
+    ]
+    assert len(ahead) == 20
+    # Twenty questions, each after the answer to the one before: all were served while the flood was waiting.
+    assert ahead[0] < flood / 4
+    assert ahead[-1] < flood
+
+
+class Tunnel:
+    """Carries TCP to the tracker, from wherever it is told to, until it falls silent without a word."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.silent = threading.Event()
+        self.source = "127.0.0.1"
+        self.opened = 0
+        self._sockets: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._to), source_address=(self.source, 0))
+                self.opened += 1
+                self._sockets += [near, far]
+                silent = self.silent
+                for one, other in ((near, far), (far, near)):
+                    self._threads.append(
+                        threading.Thread(target=_pump, args=(one, other, silent), daemon=True)
+                    )
+                    self._threads[-1].start()
+
+    def close(self) -> None:
+        for one in (self._listener, *self._sockets):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        for thread in self._threads:
+            thread.join(5)
+
+
+def _pump(one: socket.socket, other: socket.socket, silent: threading.Event) -> None:
+    with suppress(OSError):
+        while data := one.recv(65536):
+            if not silent.is_set():
+                other.sendall(data)
+
+
+def test_a_worker_whose_connection_died_without_a_word_comes_again_from_another_address(site: Site) -> None:
+    credentials = site.key("w1", Role.WORKER, "gw")
+    site.place.start()
+    tunnel = Tunnel(site.port)
+    client = site.client(credentials, f"tcp://127.0.0.1:{tunnel.port}")
+    settle(client, opening())
+    # What a changed address looks like: the old connection is neither answered nor closed, a new one works.
+    old, tunnel.silent = tunnel.silent, threading.Event()
+    tunnel.source = "127.0.0.2"
+    old.set()
+    client.submit(hole(1), read_clock())
+    answers(client, lambda: client.pending == 0, 40)
+    assert tunnel.opened >= 2
+    client.close()
+    tunnel.close()
+
+
+def test_a_reader_that_never_reads_costs_no_memory_and_nobody_else(site: Site) -> None:
+    reader = site.key("ruth", Role.READER)
+    site.limit(other_messages_per_s=1000000)
+    site.place.start()
+    question = encode_request(Request("ruth", 0, 0, 0, 0, 5, GetStatus()))
+    with raw_dealer(site.endpoint, reader) as deaf:
+        deaf.set(zmq.RCVHWM, 1)
+        deaf.disconnect(site.endpoint)
+        deaf.connect(site.endpoint)
+        for _ in range(30_000):
+            deaf.send(question)
+        site.wait(lambda: site.counters().get("frames not delivered", 0) > 100, 60)
+    site.place.status()

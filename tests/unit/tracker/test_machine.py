@@ -92,8 +92,9 @@ class Disk:
             self.answers[key] = answer.frame
             self.latest[answer.worker] = key
         for seen in batch.seen.values():
-            for sequence in range(1, seen.through + 1):
-                self.answers.pop((seen.worker, seen.incarnation, sequence), None)
+            of_worker = seen.worker, seen.incarnation
+            for key in [key for key in self.answers if key[:2] == of_worker and key[2] <= seen.through]:
+                del self.answers[key]
 
     def machine(self, now: Instant, key: str | None = None) -> Machine:
         machine = Machine(
