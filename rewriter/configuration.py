@@ -64,6 +64,7 @@ class GatewaySection(Section):
     wait while another worker has the gateway, and take it when that one's lease has ended. `on_tracker_loss`:
     without the tracker calls go on (keep), or end with the lease (fence), so that another host may take over.
     A tracker by TCP has to prove `tracker_key`, its public key; `key` is the file of the worker's own.
+    `outbox_messages`: so many wait for the tracker's answer at most; a tenth of them is kept for reports.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
@@ -76,6 +77,7 @@ class GatewaySection(Section):
     key: AbsolutePath | None = None
     state_directory: AbsolutePath = Path("/var/lib/porthold")
     claim_timeout_s: Annotated[float, Field(strict=True, ge=0.05, le=10)] = 1.0
+    outbox_messages: Annotated[int, Field(strict=True, ge=100, le=10**7)] = 10_000
     refusal: Refusal = "icmp"
     refused_s: Seconds = 2.0
     on_tracker_loss: Literal["keep", "fence"] = "keep"

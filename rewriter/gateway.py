@@ -53,6 +53,7 @@ from tracker.events import (
     Ending,
     HolderNamed,
     KernelStateRestored,
+    OutboxFilled,
     PublicAddressChanged,
     QueueOverflowed,
     ServiceDefinition,
@@ -154,6 +155,8 @@ class Gateway:
         self._holes: list[tuple[str, int, int]] = []  # (what, since, until): no session to report them in
         self._dropped: dict[str, int] = {}
         self._unsaid_drops: dict[str, int] = {}
+        self._no_room_since_ns: int | None = None  # when the outbox last had none for claims
+        self._refused_for_room = 0
 
     # --- what is known ---------------------------------------------------------------------------------
 
@@ -233,8 +236,9 @@ class Gateway:
             return
         self._count("claims")
         request = self._claim(service, flow, mac, now)
-        if request is None or not room or self._tracker_silent(now):
-            self._count("claims_without_tracker")
+        if not room or request is None or self._tracker_silent(now):
+            self._refused_for_room += not room
+            self._count("claims_without_tracker" if room else "claims_without_room")
             yield Refuse(*key)
             yield Verdict(packet, Action.REFUSE)
             return
@@ -291,6 +295,15 @@ class Gateway:
             deadline_ns = now.monotonic_ns + round(self.settings.claim_timeout_s * SECOND_NS)
             self._waiting[service.name, holder] = Waiting(request, None, deadline_ns)
             yield Submit(request)
+
+    def see_outbox(self, now: Instant, *, room: bool, drained: bool) -> Iterator[Effect]:
+        """Whether the outbox takes claims, and whether it is far from full: that it was full is a record."""
+        if not room and self._no_room_since_ns is None:
+            self._no_room_since_ns, self._refused_for_room = now.wall_ns, 0
+        elif drained and self._no_room_since_ns is not None and self.epoch is not None:
+            since_ns = min(self._no_room_since_ns, now.wall_ns)  # the clock may have been put back
+            refused, self._no_room_since_ns = self._refused_for_room, None
+            yield Submit(OutboxFilled(self.settings.gateway, self.epoch, since_ns, refused, now.wall_ns))
 
     def not_submitted(self, request: ClaimPort) -> Iterator[Effect]:
         """The outbox could not keep the claim (a full disk): as if it had been refused."""

@@ -48,7 +48,7 @@ from tracker.clock import read_clock
 from tracker.configuration import ConfigurationError
 from tracker.events import Ending
 from tracker.journal import about
-from tracker.messages import ClaimPort
+from tracker.messages import ClaimPort, CloseSession
 from tracker.supervision import Supervision
 
 log = logging.getLogger("porthold.rewriter")
@@ -146,6 +146,8 @@ class Worker:
         self._numbers = 0
         self._look_ns = 0
         self._say_ns = 0
+        self._room = True
+        self._opened = False
         self._said: dict[str, int] = {}
         self._denied: str | None = None
         self._poller = zmq.Poller()
@@ -155,6 +157,7 @@ class Worker:
             credentials=_credentials(section),
             outbox=section.state_directory / f"{section.worker or section.name}.outbox",
             now=read_clock(),
+            limit=section.outbox_messages,
             keeper=Keeper(
                 section.state_directory / f"{section.worker or section.name}.checkpoint",
                 file.tracker.verifying_keys,
@@ -183,7 +186,6 @@ class Worker:
         self._poller.register(supervision.fileno(), zmq.POLLIN)
         try:
             self._stand_in()
-            self._carry_out(self._gateway.open_session(read_clock()))
             log.info(
                 "gateway %s: datapath %s, queue by %s, tracker %s",
                 self._section.name,
@@ -237,6 +239,7 @@ class Worker:
                 answer.request, answer.reply, now, inherited=answer.inherited
             )
             self._carry_out(answered)
+        self._see_outbox()
         # OpenContinues first: a hang-up that waits here frees the port for the claim behind it.
         for name in ("talks", "claims"):
             queue = self._queues.get(name)
@@ -252,6 +255,22 @@ class Worker:
             if not was_stopped:  # else somebody may have taken over: hear the tracker first
                 self._look_at_kernel()
         return ready
+
+    def _see_outbox(self) -> None:
+        """Opens the session when there is room to ask for it, and says when there is none for claims."""
+        room = self._client.room_for_claims
+        if room != self._room:
+            self._room = room
+            log.warning(
+                "the outbox has room again: claims are asked"
+                if room
+                else "the outbox is full: claims are refused until the tracker has answered what is in it"
+            )
+        if room and not self._opened:
+            self._opened = True
+            self._carry_out(self._gateway.open_session(read_clock()))
+        drained = self._client.is_drained
+        self._carry_out(self._gateway.see_outbox(read_clock(), room=room, drained=drained))
 
     def _say_counters(self, now_ns: int) -> None:
         """What was counted since the last time and what the tracker has against us, once in ten seconds."""
@@ -404,6 +423,8 @@ class Worker:
                 except OutboxFull as full:
                     if isinstance(effect.message, ClaimPort):
                         return self._gateway.not_submitted(effect.message)
+                    if isinstance(effect.message, CloseSession):
+                        return ()  # then the tracker misses us when the lease is over
                     # Events are never dropped: better no worker, with the calls going on in the kernel.
                     raise WorkerStopped(f"the outbox is full: {full}") from full
             case Send():

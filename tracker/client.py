@@ -114,6 +114,11 @@ class TrackerClient:
         """Whether a ClaimPort may be submitted; reports have a reserve."""
         return self._outbox.room_for_claims
 
+    @property
+    def is_drained(self) -> bool:
+        """Whether the outbox is far from full."""
+        return self._outbox.is_drained
+
     def submit(self, message: Durable, now: Instant) -> int:
         """Its sequence; on the disk when it returns. OutboxFull: nothing was kept."""
         return self.submit_all([message], now)[0]

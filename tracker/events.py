@@ -511,6 +511,17 @@ class QueueOverflowed:
     observed_ns: Nanoseconds
 
 
+@dataclass(frozen=True, slots=True)
+class OutboxFilled:
+    """Report: from `since_ns` to `until_ns` the outbox took no claims; `refused` were refused for that."""
+
+    gateway: Name
+    epoch: Count
+    since_ns: Nanoseconds
+    refused: Count
+    until_ns: Nanoseconds
+
+
 Report = (
     BindingInstalled
     | BindingWithdrawn
@@ -518,6 +529,7 @@ Report = (
     | KernelStateRestored
     | PublicAddressChanged
     | QueueOverflowed
+    | OutboxFilled
 )
 Restricting = HostBarred | BarLifted | PortReserved | ReservationEnded | ClaimsFrozen | FreezeEnded
 """What begins or ends a restriction."""
@@ -577,6 +589,7 @@ TYPES: Final[dict[int, type[Event]]] = {
     43: KernelStateRestored,
     44: PublicAddressChanged,
     45: QueueOverflowed,
+    46: OutboxFilled,
     64: WithdrawalOrdered,
     65: HostBarred,
     66: BarLifted,
@@ -654,6 +667,7 @@ _TIME_NAMES: Final[dict[type[Event], str]] = {
     KernelStateRestored: "restored_ns",
     PublicAddressChanged: "observed_ns",
     QueueOverflowed: "observed_ns",
+    OutboxFilled: "until_ns",
 }
 """The field of a report that is its own time, and in its record is `reported_ns`."""
 _TIMES: Final[dict[type[Event], int]] = {

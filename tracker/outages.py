@@ -12,6 +12,7 @@ The kinds of outages:
     worker-replaced    another worker took over: the same
     records-missed     the worker's reports went to a log that is not this one
     kernel-state-lost  somebody removed what the worker had put into the kernel; the detail says what
+    outbox-full        the worker's outbox took no claims: nobody could get a port
     clock-stepped      the tracker's clock jumped
     before-log         the log begins later
 """

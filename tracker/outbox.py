@@ -75,6 +75,11 @@ class Outbox:
         """Whether something may be put that can as well be refused."""
         return self.size < self.limit - self.limit // 10
 
+    @property
+    def is_drained(self) -> bool:
+        """Whether it is far from full; what was full is said to be over only then, not at each message."""
+        return self.size <= self.limit // 2
+
     def put(self, messages: Sequence[bytes], wall_ns: int) -> int:
         """Keeps them, on the disk when it returns; the first one's sequence. OutboxFull: none was kept."""
         if self.size + len(messages) > self.limit:

@@ -34,6 +34,7 @@ from tracker.events import (
     HostBarred,
     KernelStateRestored,
     KeyChanged,
+    OutboxFilled,
     Policy,
     PortBound,
     PortRefused,
@@ -350,7 +351,7 @@ def _from_worker(state: State, command: FromWorker, now: Instant) -> Decision:
             return _heartbeat(state, worker, body, now)
         case BindingInstalled() | BindingWithdrawn() | HolderNamed() as body:
             return Decision(tuple(_report(state, worker, body)), reply=Acknowledged())
-        case KernelStateRestored() | PublicAddressChanged() | QueueOverflowed() as body:
+        case KernelStateRestored() | PublicAddressChanged() | QueueOverflowed() | OutboxFilled() as body:
             return Decision((body,), reply=Acknowledged())  # a hole is a fact, whoever saw it
         case _:
             assert_never(command.body)
@@ -768,6 +769,8 @@ def apply(  # noqa: C901, PLR0912 (one branch for each event: a table in the sha
         case RecordRedacted() | SegmentClosed() | SegmentArchived() | SegmentPruned():
             pass
         case BindingInstalled() | BindingWithdrawn() | KernelStateRestored() | QueueOverflowed():
+            pass
+        case OutboxFilled():
             pass
         case _:
             assert_never(event)

@@ -25,6 +25,7 @@ from tracker.events import (
     HolderNamed,
     HostBarred,
     KernelStateRestored,
+    OutboxFilled,
     PortBound,
     PortRefused,
     PortReserved,
@@ -367,6 +368,9 @@ def _outage_rows(position: int, wall_ns: int, event: Event, read: Reader) -> Ite
             yield Insert("outages", {**row.values, "worker": worker})
         case KernelStateRestored(gateway, _, what, lost_ns, restored_ns):
             row = _outage(position, "kernel-state-lost", (lost_ns, restored_ns), what)
+            yield Insert("outages", {**row.values, "gateway": gateway})
+        case OutboxFilled(gateway, _, since_ns, refused, until_ns):
+            row = _outage(position, "outbox-full", (since_ns, until_ns), f"{refused} claims refused")
             yield Insert("outages", {**row.values, "gateway": gateway})
         case WorkerLost(gateway, _, worker, heard_ns):
             row = _outage(position, "worker-lost", (heard_ns, None), "")

@@ -14,6 +14,7 @@ from tracker.events import (
     BindingWithdrawn,
     HolderNamed,
     KernelStateRestored,
+    OutboxFilled,
     PublicAddressChanged,
     QueueOverflowed,
 )
@@ -66,6 +67,7 @@ MAY_SAY: Final[dict[type[Body], frozenset[Role]]] = {
     KernelStateRestored: _WORKERS,
     PublicAddressChanged: _WORKERS,
     QueueOverflowed: _WORKERS,
+    OutboxFilled: _WORKERS,
     Heartbeat: _WORKERS,
     GetStatus: _READERS,
     GetCheckpoint: _READERS | _WORKERS,

@@ -142,6 +142,10 @@ def claims(packet: int, host: IPv4Address, *, port: int = 7648, room: bool = Tru
     return lambda gateway, now: gateway.receive_claim(packet, flow(host, port=port), MAC, now, room=room)
 
 
+def outbox(*, room: bool, drained: bool) -> Event:
+    return lambda gateway, now: gateway.see_outbox(now, room=room, drained=drained)
+
+
 def talks(packet: int, udp: UdpPacket | None) -> Event:
     return lambda gateway, now: gateway.receive_talk(packet, udp, now)
 

@@ -59,6 +59,7 @@ from tests.unit.rewriter.playbook import (
     open_continue,
     opening,
     opens,
+    outbox,
     peers_seen,
     restored,
     sees,
@@ -73,6 +74,7 @@ from tracker.events import (
     Ending,
     HolderNamed,
     KernelStateRestored,
+    OutboxFilled,
     PublicAddressChanged,
     QueueOverflowed,
     SessionEnding,
@@ -168,6 +170,16 @@ def test_a_claim_is_refused_at_once_when_the_tracker_has_been_silent_for_three_s
     (play.at(3.1) >> claims(2, BOB) << Refuse("cuseeme", BOB) << Verdict(2, Action.REFUSE)).settled()
     play.run(HEARD)
     (play >> claims(3, BOB) << Submit(claim(BOB, 3.1))).settled()
+
+
+def test_an_outbox_without_room_for_claims_is_one_record_once_it_is_far_from_full_again() -> None:
+    full, filling = outbox(room=False, drained=False), outbox(room=True, drained=False)
+    empty = outbox(room=True, drained=True)
+    play = in_session().run(outbox(room=True, drained=True)).at(1).run(full)
+    play = play.run(claims(1, ANN, room=False)).run(claims(2, BOB, room=False))
+    said = OutboxFilled("gw", 1, moment(1).wall_ns, 2, moment(3).wall_ns)
+    (play.at(2).run(filling, full, filling).at(3) >> empty << Submit(said)).run(empty).settled()
+    assert (play.gateway.counters["claims_without_room"], play.gateway.counters["claims"]) == (2, 2)
 
 
 def test_a_claim_that_finds_no_room_in_the_outbox_is_refused() -> None:

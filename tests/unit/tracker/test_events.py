@@ -75,6 +75,7 @@ def test_the_numbers_of_the_events_are_for_ever() -> None:
         43: "KernelStateRestored",
         44: "PublicAddressChanged",
         45: "QueueOverflowed",
+        46: "OutboxFilled",
         64: "WithdrawalOrdered",
         65: "HostBarred",
         66: "BarLifted",

@@ -169,6 +169,7 @@ def test_the_numbers_of_the_kinds_are_for_ever() -> None:
         14: "PublicAddressChanged",
         15: "QueueOverflowed",
         16: "BindingWithdrawn",
+        17: "OutboxFilled",
         20: "Heartbeat",
         21: "GetStatus",
         22: "GetCheckpoint",
