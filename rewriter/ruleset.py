@@ -711,7 +711,7 @@ def renew(epoch: int, nonce: int, lease_ms: int) -> str:
         fence(epoch)
         + f"delete element ip {TABLE} offered {{ {nonce} }}\n"
         # A timeout is only new with a new element; between two batches no packet sees it missing.
-        + f"add element ip {TABLE} lease {{ {lasting} }}\ndelete element ip {TABLE} lease {{ {LEASED} }}\n"
+        + f"add element ip {TABLE} lease {{ {LEASED} }}\ndelete element ip {TABLE} lease {{ {LEASED} }}\n"
         + f"add element ip {TABLE} lease {{ {lasting} }}\n"
     )
 

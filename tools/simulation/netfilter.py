@@ -93,6 +93,13 @@ class Kernel:
     def _ruled(self) -> bool:
         return self.tables.table is not None and self.tables.table.chains
 
+    @property
+    def _leased(self) -> bool:
+        """Whether a fenced table has its lease; another needs none."""
+        table = self.tables.table
+        lease = None if table is None else table.sets.get("lease")
+        return lease is None or lease.live("udp", self.world.now_ns) is not None
+
     def _count(self, name: str) -> None:
         self.counters[name] = self.counters.get(name, 0) + 1
 
@@ -184,7 +191,7 @@ class Kernel:
             hung_up = self._has(service, "hung_up", f"{packet.source} . {packet.destination}")
             if hung_up and packet.talk != Message.OPEN:
                 return
-        if self._has(service, "refused", packet.source):
+        if not self._leased or self._has(service, "refused", packet.source):
             packet.mark |= REFUSED
             self._verdict(packet)
         elif not self._has(service, "pending", packet.source):
@@ -304,10 +311,13 @@ class Kernel:
     def _passes_fence(self, packet: Packet, *, outward: bool) -> bool:
         host = packet.source if outward else packet.destination
         service = self.service_of(_entry(packet))
-        if service is not None and not self._has(service, "holders", host):
+        if service is not None and not (self._leased and self._has(service, "holders", host)):
             return False
         return not outward or all(
-            packet.dport not in self._control[it.name] or self._has(it, "holders", host)
+            (packet.dport not in self._control[it.name] or self._has(it, "holders", host))
+            and (
+                self._leased or packet.dport not in self._ports[it.name] or not self._has(it, "holders", host)
+            )
             for it in self.services
         )
 
@@ -390,8 +400,8 @@ class Kernel:
             return
         self._track(packet)
         entry = _entry(packet)
-        if not entry.confirmed and self._ruled:
-            self._destination_nat(packet, entry)
+        if not entry.confirmed and self._ruled and not self._destination_nat(packet, entry):
+            return
         inner = (
             entry.original
             if packet.reply
@@ -409,15 +419,19 @@ class Kernel:
         else:
             self._verdict(packet)
 
-    def _destination_nat(self, packet: Packet, entry: Entry) -> None:
+    def _destination_nat(self, packet: Packet, entry: Entry) -> bool:
+        """The `nat_arriving` chain; whether the packet goes on."""
         for service in self.services:
             if packet.dport not in self._ports[service.name]:
                 continue
             host = self.mapped(service, "inbound", packet.destination)
             if host is not None:
+                if not self._leased:
+                    return False
                 entry.mark = (service.number << 2 | OPENED_OUTSIDE) << MARK_SHIFT
                 entry.reply = (host, packet.dport, packet.source, packet.sport)
-                return
+                return True
+        return True
 
     def service_of(self, entry: Entry) -> Service | None:
         """Which service's connection it is."""

@@ -7,7 +7,7 @@ serves.
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from tools.simulation.people import CALLERS, CHAT, CUSEEME, PEERS
@@ -17,6 +17,8 @@ from tools.simulation.world import MILLISECOND_NS, SECOND_NS
 CALLS_NS: Final = 11 * SECOND_NS
 """Until then something new may happen."""
 HOSTS: Final = 3
+FENCED: Final = 0.15
+"""Of all gateways; drawn apart, so that the other plans are what they were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ class Plan:
 def plan_of(seed: int) -> Plan:
     """The plan that a seed stands for."""
     chance = random.Random(f"{seed}/plan")  # noqa: S311 (a simulation's chance)
-    setting = _setting(chance)
+    fenced = random.Random(f"{seed}/fenced").random() < FENCED  # noqa: S311 (a simulation's chance)
+    setting = replace(_setting(chance), fenced=fenced)
     steps = [_traffic(chance, setting) for _ in range(chance.randint(5, 14))]
     kinds = [kind for kind, weight in FAULTS.items() for _ in range(weight)]
     favourite = chance.choice(kinds)

@@ -58,6 +58,7 @@ class Setting:
     outbox_limit: int = 10_000
     verified: bool = False
     refusal: str = "icmp"
+    fenced: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -327,6 +328,7 @@ def gateway_file(gateway: str, worker: str, setting: Setting) -> GatewayFile:
         "state_directory": Path("/nonexistent"),
         "refusal": setting.refusal,
         "standby": setting.standbys,
+        "on_tracker_loss": "fence" if setting.fenced else "keep",
     }
     return GatewayFile.model_validate({"services": services, "gateway": section})
 
