@@ -17,6 +17,7 @@ from tracker.configuration import (
     PROTOCOLS,
     AbsolutePath,
     CurveKey,
+    Listen,
     Seconds,
     Section,
     TrackerEndpoint,
@@ -75,6 +76,7 @@ class GatewaySection(Section):
     tracker: TrackerEndpoint | None = None
     tracker_key: CurveKey | None = None
     key: AbsolutePath | None = None
+    metrics: Listen | None = None
     state_directory: AbsolutePath = Path("/var/lib/porthold")
     claim_timeout_s: Annotated[float, Field(strict=True, ge=0.05, le=10)] = 1.0
     outbox_messages: Annotated[int, Field(strict=True, ge=100, le=10**7)] = 10_000
@@ -111,6 +113,8 @@ class GatewayFile(TrackerFile):
                     f"{ports} rewritten ports are more than {REWRITTEN_PORTS_LIMIT}",
                 )
         if self.gateway is not None:
+            if self.gateway.metrics is not None and self.gateway.metrics == self.tracker.metrics:
+                yield "gateway.metrics", "is the same as tracker.metrics: each daemon listens for itself"
             yield from _gateway_settings(self.gateway, self.tracker.lease_s)
 
     def worker_problems(self) -> Iterator[tuple[str, str]]:

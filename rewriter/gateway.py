@@ -166,6 +166,11 @@ class Gateway:
             return self._standing
         return tuple(held.timed() for held in self._in_force() if held.installed)
 
+    @property
+    def last_answer_ns(self) -> int | None:
+        """When the tracker last answered anything, on the monotonic clock."""
+        return self._last_answer_ns
+
     def binding_of(self, service: str, holder: IPv4Address) -> Held | None:
         """The binding of `service` that `holder` has now."""
         for held in self._in_force():

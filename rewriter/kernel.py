@@ -262,6 +262,15 @@ def copy_whole_packets(number: int) -> bytes:
     return header + family + struct.pack("=HH", 9, 2) + struct.pack("!IBxxx", 0xFFFF, 2)
 
 
+def queue_lengths() -> dict[int, int]:
+    """Packets that wait for us, by queue number (nfnetlink_queue_core.c, seq_show)."""
+    try:
+        lines = QUEUE_STATISTICS.read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    return {int(line.split()[0]): int(line.split()[2]) for line in lines}
+
+
 def queue_drops() -> dict[int, int]:
     """Packets lost per queue number because it was full or its socket was (nfnetlink_queue_core.c)."""
     try:

@@ -8,17 +8,18 @@ say and waits a little for the tracker to have heard it; what is unheard then st
 
 import logging
 import socket
-from collections import deque
-from collections.abc import Callable, Container, Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Container, Iterable, Iterator
 from ipaddress import IPv4Address
 from itertools import chain
 from pathlib import Path
 
 import zmq
 from netfilterqueue import Packet
+from prometheus_client.core import Metric
 
 from eventlog.note import KeyUnusable
-from rewriter import kernel, packet
+from rewriter import kernel, metrics, packet
 from rewriter.configuration import GatewayFile, GatewaySection, kernel_services, ruleset_for
 from rewriter.effects import (
     Action,
@@ -47,6 +48,7 @@ from tracker.client import Credentials, Keeper, OutboxFull, TrackerClient
 from tracker.clock import read_clock
 from tracker.configuration import ConfigurationError
 from tracker.events import Ending
+from tracker.exposition import Exposition
 from tracker.journal import about
 from tracker.messages import ClaimPort, CloseSession
 from tracker.supervision import Supervision
@@ -79,20 +81,22 @@ Reread = Callable[[], GatewayFile]
 
 
 def serve(file: GatewayFile, supervision: Supervision, reread: Reread, *, take_over: bool = False) -> None:
-    """Work until it is told to end; raises WorkerStopped when that is not possible.
+    """Work until it is told to end; raises WorkerStopped when that is not possible, MetricsUnusable.
 
     A standby that is taken over stands by again. It begins anew: whatever it knew may be over.
     """
-    while True:
-        try:
-            Worker(file, take_over=take_over).run(supervision, reread)
-        except TakenOver as over:
-            if file.gateway is None or not file.gateway.standby:
-                raise
-            log.warning("%s; standing by", over)
-            take_over = False
-        else:
-            return
+    exposition = Exposition()
+    with exposition.served(None if file.gateway is None else file.gateway.metrics):
+        while True:
+            try:
+                Worker(file, take_over=take_over).run(supervision, reread, exposition)
+            except TakenOver as over:
+                if file.gateway is None or not file.gateway.standby:
+                    raise
+                log.warning("%s; standing by", over)
+                take_over = False
+            else:
+                return
 
 
 def _credentials(section: GatewaySection) -> Credentials | None:
@@ -150,6 +154,9 @@ class Worker:
         self._opened = False
         self._said: dict[str, int] = {}
         self._denied: str | None = None
+        self._upcalls: Counter[str] = Counter()
+        self._restored: Counter[str] = Counter()
+        self._lost: dict[str, int] = {}
         self._poller = zmq.Poller()
         self._client = TrackerClient.open(
             section.tracker or file.tracker.endpoint,
@@ -181,7 +188,7 @@ class Worker:
 
     # --- the loop ----------------------------------------------------------------------------------------
 
-    def run(self, supervision: Supervision, reread: Reread) -> None:
+    def run(self, supervision: Supervision, reread: Reread, exposition: Exposition) -> None:
         """Work until it is told to end; raises WorkerStopped when it can't go on."""
         self._poller.register(supervision.fileno(), zmq.POLLIN)
         try:
@@ -199,7 +206,9 @@ class Worker:
                     supervision.reloading()
                     self._reload(reread)
                     supervision.ready(self._summary())
-                supervision.turned(read_clock().monotonic_ns, self._summary())
+                now = read_clock()
+                supervision.turned(now.monotonic_ns, self._summary())
+                exposition.tell(now, self._families)
             supervision.end("saying the last words")
         finally:
             self._close()
@@ -210,6 +219,22 @@ class Worker:
         if gateway.epoch is None:
             return f"gateway {self._section.name}: waiting for the tracker; calls in progress go on"
         return f"gateway {self._section.name}: epoch {gateway.epoch}, {len(gateway.elements())} bindings"
+
+    def _families(self) -> Iterator[Metric]:
+        gateway, lengths = self._gateway, kernel.queue_lengths()
+        heard_ns = gateway.last_answer_ns
+        standing = metrics.Standing(
+            epoch=gateway.epoch,
+            bindings=len(gateway.elements()),
+            outbox=self._client.pending,
+            silence_s=None if heard_ns is None else (read_clock().monotonic_ns - heard_ns) / 1e9,
+            events=dict(gateway.counters),
+            restored=dict(self._restored),
+            upcalls=dict(self._upcalls),
+            waiting={name: lengths.get(queue.number, 0) for name, queue in self._queues.items()},
+            dropped=dict(self._lost),
+        )
+        return metrics.families(standing)
 
     def _reload(self, reread: Reread) -> None:
         try:
@@ -313,12 +338,14 @@ class Worker:
             view = self._kernel.view(self._public_address())
             if read_clock().monotonic_ns - now.monotonic_ns <= LOOK_TAKES_NS:
                 break  # else this process was stopped between two listings, which don't belong together
+        self._lost = view.dropped
         self._carry_out(self._gateway.observe(view, now))
 
     # --- packets -----------------------------------------------------------------------------------------
 
     def _receive(self, name: str, queue: Queue) -> None:
         arrived = queue.receive()
+        self._upcalls[name] += len(arrived)
         if name == "claims" and arrived:
             # A holder that has just expired in the kernel must be seen as gone before somebody else's claim.
             self._look_at_kernel()
@@ -478,6 +505,7 @@ class Worker:
                 return self._adopt(effect)
             case Restore(what, elements):
                 self._kernel.restore(elements)
+                self._restored[what] += 1
                 log.warning("somebody removed our %s: restored", what, extra=about("restored", what=what))
                 return gateway.restored(what, read_clock())
 

@@ -14,6 +14,7 @@ from tools.options import log_format_option
 from tracker import journal
 from tracker.client import OutboxLocked, OutboxOutdated, OutboxUnreadable
 from tracker.configuration import ConfigurationError, Problem, load
+from tracker.exposition import MetricsUnusable
 from tracker.supervision import Supervision
 
 LOGGER: Final = logging.getLogger(__name__)
@@ -56,6 +57,9 @@ def command(config_path: Path, *, take_over: bool, log_format: journal.Form) -> 
     try:
         with Supervision.of_this_process() as supervision:
             serve(file, supervision, lambda: read(config_path), take_over=take_over)
+    except MetricsUnusable as error:
+        LOGGER.error("%s", error)
+        sys.exit(2)
     except (WorkerStopped, KernelRefused, OutboxLocked, OutboxOutdated, OutboxUnreadable) as stopped:
         LOGGER.error("%s", stopped)
         sys.exit(1)

@@ -14,6 +14,7 @@ from tools.options import log_format_option
 from tracker import journal
 from tracker.configuration import ConfigurationError, TrackerFile, TrackerSection, load
 from tracker.doors import EndpointUnusable
+from tracker.exposition import MetricsUnusable
 from tracker.server import serve
 from tracker.supervision import Supervision
 
@@ -52,7 +53,15 @@ def command(config: Path, log_format: journal.Form) -> None:
     try:
         with Supervision.of_this_process() as supervision:
             serve(read(), supervision, read)
-    except (ConfigurationError, LogLocked, LogBusy, LogUnreadable, KeyUnusable, EndpointUnusable) as error:
+    except (
+        ConfigurationError,
+        LogLocked,
+        LogBusy,
+        LogUnreadable,
+        KeyUnusable,
+        EndpointUnusable,
+        MetricsUnusable,
+    ) as error:
         LOGGER.error("%s", error)
         sys.exit(2)
     except CheckpointContradicted as error:

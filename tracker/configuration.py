@@ -103,6 +103,14 @@ def _socket_mode(text: object) -> int:
     return mode
 
 
+def _listen_address(text: str) -> str:
+    address, _, port = text.rpartition(":")
+    if not port.isdecimal() or not 1 <= int(port) <= 0xFFFF:
+        raise ValueError(f"{text!r} is no address and port like '127.0.0.1:9648'")
+    ipaddress.IPv4Address(address)
+    return text
+
+
 def _absolute(path: Path) -> Path:
     if not path.is_absolute():
         raise ValueError(f"'{path}' is no absolute path")
@@ -124,6 +132,7 @@ CurveKey = Annotated[str, AfterValidator(_curve_key)]
 SocketMode = Annotated[int, PlainValidator(_socket_mode)]
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,31}$")]
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+Listen = Annotated[str, AfterValidator(_listen_address)]
 Seconds = Annotated[float, Field(strict=True, ge=0.1, le=86_400, allow_inf_nan=False)]
 Records = Annotated[int, Field(strict=True, ge=1, le=10**9)]
 PublicKey = Annotated[VerifyingKey, PlainValidator(_public_key)]
@@ -184,6 +193,7 @@ class TrackerSection(Section):
     server_key: AbsolutePath | None = None
     authorised_keys: AbsolutePath | None = None
     limits: LimitsSection = LimitsSection()
+    metrics: Listen | None = None
     log: AbsolutePath = Path("/var/lib/porthold/log.sqlite")
     lease_s: Seconds = 10.0
     alive_s: Seconds = 5.0

@@ -161,6 +161,7 @@ class Machine:
         consistency: Callable[[int, int], Sequence[bytes]] = no_proof,
     ) -> None:
         self.counters: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
         self._memory = Memory(state)
         self._version = version
         self._nonce = nonce
@@ -413,6 +414,8 @@ class Machine:
         events = (*missed, *decision.events)
         self._log(events, request.worker, request.incarnation, request.sequence, now)
         self.counters[_COUNTED.get(type(decision.reply), "sessions")] += 1
+        if isinstance(decision.reply, ClaimRefused):
+            self.refusals[decision.reply.reason.value] += 1
         frame = self._reply(peer, request, decision)
         self._batch.answers.append(Answered(request.worker, request.incarnation, request.sequence, frame))
         self._answers[request.worker, request.incarnation, request.sequence] = frame

@@ -15,23 +15,25 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, TypeVar
 
 import zmq
+from prometheus_client.core import Metric
 
 from eventlog.reading import RecordsGone
 from eventlog.record import NONCE_SIZE, Record
 from eventlog.shelf import Gap
 from eventlog.snapshot import Snapshot, SnapshotDamaged
 from eventlog.store import Answer, Forget, Log, LogBusy, LogUnreadable
-from tracker import image
+from tracker import image, metrics
 from tracker.audit import ALIVE, alive_note, alive_ns
 from tracker.clock import read_clock
 from tracker.configuration import ConfigurationError, TrackerSection
 from tracker.doors import Door, Peer, Socket, opened_doors
+from tracker.exposition import Exposition
 from tracker.feed import Missing, Piece, Present
 from tracker.instant import Instant
 from tracker.journal import about, tell
@@ -96,10 +98,14 @@ class Server:
         keyring: Keyring | None,
         supervision: Supervision,
         reread: Reread,
+        exposition: Exposition,
     ) -> None:
         self._section = section
         self._supervision = supervision
         self._reread = reread
+        self._exposition = exposition
+        self._append_s = exposition.append_seconds()
+        self._append_records = exposition.append_records()
         self._log = log
         self._notary = notary
         self._machine = machine
@@ -236,6 +242,7 @@ class Server:
         self._feed()
         self._say_noise(now)
         self._say_alive(now)
+        self._exposition.tell(now, lambda: self._families(now))
         return found
 
     def _timeout_ms(self) -> int:
@@ -278,7 +285,10 @@ class Server:
         if batch.durable or alive:
             # Append before replying: a crash here costs a retry, never a second holder.
             note = alive_note(now.wall_ns, 2 * self._alive_every_ns) if alive else None
+            began = read_clock()
             self._append(batch, note)
+            self._append_s.observe((read_clock().monotonic_ns - began.monotonic_ns) / 1e9)
+            self._append_records.observe(len(batch.records))
         if alive:
             self._alive_due_ns = now.monotonic_ns + self._alive_every_ns
         self._send(batch)
@@ -357,6 +367,16 @@ class Server:
             status = self._summary()
         self._supervision.turned(now.monotonic_ns, status)
 
+    def _families(self, now: Instant) -> Iterator[Metric]:
+        machine = self._machine
+        yield from metrics.families(machine.state, machine.counters, machine.refusals, now)
+        octets = {}
+        for name, suffix in (("database", ""), ("wal", "-wal")):
+            with suppress(FileNotFoundError):
+                octets[name] = Path(f"{self._section.log}{suffix}").stat().st_size
+        last = None if self._notary is None else self._notary.last
+        yield from metrics.log_families(self._log.head().size, octets, last)
+
     def _say_noise(self, now: Instant) -> None:
         if now.monotonic_ns < self._noise_due_ns:
             return
@@ -370,13 +390,15 @@ class Server:
 def serve(section: TrackerSection, supervision: Supervision, reread: Reread) -> None:
     """Opens log and sockets, and serves until it is told to end.
 
-    LogLocked, LogUnreadable, KeyUnusable, EndpointUnusable: it can't begin; CheckpointContradicted: it must
-    not; AppendFailed: it can't go on.
+    LogLocked, LogUnreadable, KeyUnusable, EndpointUnusable, MetricsUnusable: it can't begin;
+    CheckpointContradicted: it must not; AppendFailed: it can't go on.
     """
     with ExitStack() as stack:
         log = stack.enter_context(Log.open(section.log, projections=PROJECTIONS))
         notary = Notary.open(section, log, read_clock())
         machine = _recovered(section, log, notary)
+        exposition = Exposition()
+        stack.enter_context(exposition.served(section.metrics))
         context = stack.enter_context(zmq.Context())
         keyring = None if section.authorised_keys is None else Keyring(section.authorised_keys)
         porter = Porter(context, keyring, section.limits.connections, machine.counters)
@@ -392,6 +414,7 @@ def serve(section: TrackerSection, supervision: Supervision, reread: Reread) -> 
             keyring=keyring,
             supervision=supervision,
             reread=reread,
+            exposition=exposition,
         )
         server.run()
 

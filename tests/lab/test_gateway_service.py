@@ -9,6 +9,8 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from tests.lab.conftest import SiteMaker
 from tests.lab.gateway_site import (
     ANN,
@@ -35,6 +37,9 @@ PRIVILEGED = (
     *("--ambient-caps", "-all,+net_admin"),
 )
 """What the rewriter's unit gives: CapabilityBoundingSet= and AmbientCapabilities=CAP_NET_ADMIN."""
+
+
+FETCH = "import urllib.request as it; print(it.urlopen('http://127.0.0.1:9649/metrics').read().decode())"
 
 
 def somebody() -> int:
@@ -143,3 +148,29 @@ def test_without_a_tracker_it_ends_all_the_same_and_says_what_is_unheard(new_sit
     assert "they wait in the outbox" in site.said("rewriter")
     site.start()
     assert [event.reason for event in site.events(SessionEnded)] == [SessionEnding.CLOSED]
+
+
+def test_the_rewriter_s_metrics_say_how_it_stands(new_site: SiteMaker) -> None:
+    site = new_site(gateway={"metrics": "127.0.0.1:9649"})
+    site.start()
+    _, ann, zoe = conference(site)
+    await_video_both_ways(ann, zoe)
+
+    def found() -> dict[tuple[str, ...], float]:
+        words = [sys.executable, "-c", FETCH]
+        families = text_string_to_metric_families(site.lab.run("gateway", words).stdout)
+        return {(it.name, *it.labels.values()): it.value for family in families for it in family.samples}
+
+    wait_until(lambda: found().get(("porthold_rewriter_bindings",)) == 1, "the binding in the metrics", 10)
+    site.lab.run("gateway", ["nft", "flush", "table", "ip", "porthold"])
+    wait_until(lambda: ("porthold_rewriter_restored_total", "table") in found(), "the restored table", 10)
+    values = found()
+    assert values["porthold_rewriter_epoch",] == 1
+    assert values["porthold_rewriter_claims_total",] >= 1
+    assert values["porthold_rewriter_upcalls_total", "claims"] >= 1
+    assert values["porthold_rewriter_upcalls_total", "talks"] >= 1
+    assert values["porthold_rewriter_queue_packets", "claims"] == 0
+    assert values["porthold_rewriter_queue_dropped_total", "claims"] == 0
+    assert values["porthold_rewriter_unparsed_total", "talks"] == 0
+    assert values["porthold_rewriter_outbox_messages",] == 0
+    assert 0 <= values["porthold_rewriter_tracker_silence_seconds",] < 30

@@ -38,6 +38,7 @@ from tools.simulation.world import MILLISECOND_NS, Host, Process, World
 from tracker.client import OutboxLocked
 from tracker.configuration import TrackerSection
 from tracker.doors import Door
+from tracker.exposition import Exposition
 from tracker.instant import Instant
 from tracker.machine import Machine
 from tracker.ownership import State
@@ -210,7 +211,7 @@ class Site:
         file = gateway_file(gateway.name, unit.name, self.setting)
         take_over, unit.take_over = unit.take_over, False
         worker = self.workers[process] = Worker(file, take_over=take_over)
-        worker.run(SimulatedSupervision(process), lambda: file)
+        worker.run(SimulatedSupervision(process), lambda: file, Exposition())
 
     # --- system calls ------------------------------------------------------------------------------------
 
