@@ -51,6 +51,12 @@ def test_the_tracker_has_no_privilege_and_the_rewriter_one(name: str, capabiliti
     assert values(text, "CapabilityBoundingSet") == values(text, "AmbientCapabilities") == [capabilities]
     assert values(text, "User") == ["porthold"]
     assert values(text, "NoNewPrivileges") == ["yes"]
+    # Tried with the real filter: without the last one libzmq aborts.
+    assert values(text, "SystemCallFilter") == [
+        "@system-service",
+        "~@privileged @resources",
+        "sched_setscheduler",
+    ]
 
 
 @pytest.mark.parametrize(("name", "most"), list(zip(UNITS, (2.0, 2.6), strict=True)))
