@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, Field
 
 from rewriter.ruleset import MARK_BITS, MOST_SERVICES, Ports, Refusal, Ruleset, Service
+from tracker import configuration
 from tracker.configuration import (
     PROTOCOLS,
     AbsolutePath,
@@ -64,6 +65,8 @@ class GatewaySection(Section):
     `public_address` unset means the first address of the WAN interface, followed when it changes. `standby`:
     wait while another worker has the gateway, and take it when that one's lease has ended. `on_tracker_loss`:
     without the tracker calls go on (keep), or end with the lease (fence), so that another host may take over.
+    `hairpin`: a holder is reached at the public address from inside, too. `keep_source_ports`: what any host
+    sends to these ports leaves from the port that it was sent from, or is refused.
     A tracker by TCP has to prove `tracker_key`, its public key; `key` is the file of the worker's own.
     `outbox_messages`: so many wait for the tracker's answer at most; a tenth of them is kept for reports.
     """
@@ -82,6 +85,8 @@ class GatewaySection(Section):
     outbox_messages: Annotated[int, Field(strict=True, ge=100, le=10**7)] = 10_000
     refusal: Refusal = "icmp"
     refused_s: Seconds = 2.0
+    hairpin: Annotated[bool, Field(strict=True)] = True
+    keep_source_ports: tuple[configuration.Ports, ...] = ()
     on_tracker_loss: Literal["keep", "fence"] = "keep"
     standby: Annotated[bool, Field(strict=True)] = False
     datapath: Literal["auto", "kernel", "queue"] = "auto"
@@ -122,7 +127,7 @@ class GatewayFile(TrackerFile):
         if self.gateway is None:
             yield "gateway", "is missing; a rewriter needs at least name, lan and wan"
             return
-        if not self.services:
+        if not self.services and not self.gateway.keep_source_ports:
             yield "services", 'none is defined; [services.cuseeme] with profile = "cuseeme" is the usual one'
         directory = self.gateway.state_directory
         if not directory.is_dir():
@@ -167,6 +172,9 @@ def kernel_services(file: GatewayFile) -> tuple[Service, ...]:
             rewrites=section.profile == "cuseeme",
             policy=section.policy.value,
             fixed_holder=None if section.holder is None else IPv4Address(section.holder),
+            unsolicited=section.unsolicited,
+            callers=section.callers,
+            new_callers_per_minute=section.new_callers_per_minute,
         )
         for number, (name, section) in enumerate(file.services.items(), start=1)
     )
@@ -201,4 +209,6 @@ def ruleset_for(
         most_speakers=most_speakers,
         rewrites_in_kernel=rewrites_in_kernel,
         fenced=gateway.on_tracker_loss == "fence",
+        hairpin=gateway.hairpin,
+        keep_source_ports=tuple(to_ports(ports) for ports in gateway.keep_source_ports),
     )

@@ -317,8 +317,13 @@ class Gateway:
 
     # --- OpenContinues ---------------------------------------------------------------------------------
 
-    def receive_talk(self, packet: int, udp: UdpPacket | None, now: Instant) -> Iterator[Effect]:
-        """An OpenContinue of a service connection, after destination NAT and before source NAT."""
+    def receive_talk(
+        self, packet: int, udp: UdpPacket | None, now: Instant, *, hairpinned: bool = False
+    ) -> Iterator[Effect]:
+        """An OpenContinue of a service connection, after destination NAT and before source NAT.
+
+        `hairpinned`: both ends are on the LAN, and each sees the other at the public address.
+        """
         if udp is None:
             self._count("talks_unparsed")
             yield Verdict(packet, Action.ACCEPT)
@@ -330,14 +335,14 @@ class Gateway:
             yield Verdict(packet, Action.DROP if self.epoch is not None else Action.ACCEPT)
             return
         direction, element, held = found
-        yield Verdict(packet, Action.ACCEPT, translated(udp, direction, element))
+        yield Verdict(packet, Action.ACCEPT, translated(udp, direction, element, hairpinned=hairpinned))
         if held is not None and direction is Direction.OUT:
             yield from self._learn(held, udp, now)
 
-    def translate(self, udp: UdpPacket) -> bytes | None:
+    def translate(self, udp: UdpPacket, *, hairpinned: bool = False) -> bytes | None:
         """The payload of a service connection's packet as it has to go on; None where it is nobody's here."""
         found = self._speaker(udp)
-        return None if found is None else translated(udp, found[0], found[1])
+        return None if found is None else translated(udp, found[0], found[1], hairpinned=hairpinned)
 
     def _speaker(self, udp: UdpPacket) -> tuple[Direction, Element, Held | None] | None:
         """Whose call the packet is of; the binding is unknown before the first session."""
@@ -849,10 +854,13 @@ class Gateway:
         yield Send(Heartbeat(self.settings.gateway, epoch, self._nonce))
 
 
-def translated(udp: UdpPacket, direction: Direction, element: Element) -> bytes:
+def translated(udp: UdpPacket, direction: Direction, element: Element, *, hairpinned: bool) -> bytes:
     """A packet's payload on the other side; ports are kept, so the public port is the private one."""
-    ours = udp.source if direction is Direction.OUT else udp.destination
-    return cuseeme.translate(udp.payload, direction, Endpoint(element.public.packed, ours.port), ours)
+    payload = udp.payload
+    for way, ours in ((Direction.OUT, udp.source), (Direction.IN, udp.destination)):
+        if hairpinned or way is direction:
+            payload = cuseeme.translate(payload, way, Endpoint(element.public.packed, ours.port), ours)
+    return payload
 
 
 def standing_elements(kernel: KernelView) -> Iterator[Element]:

@@ -718,7 +718,7 @@ class GatewayKernel:
         return KernelView(epoch, holders, inbound, outbound, queueing, public, dropped)
 
     def _marked(self, service: Service) -> Iterator[Connection]:
-        for opened in (ruleset.OPENED_INSIDE, ruleset.OPENED_OUTSIDE):
+        for opened in (ruleset.OPENED_INSIDE, ruleset.OPENED_OUTSIDE, ruleset.HAIRPIN):
             mark = self.rules.connection_mark(service, opened)
             yield from connections("-m", f"{mark:#x}/{self.rules.mark_mask:#x}")
 
@@ -742,12 +742,12 @@ class GatewayKernel:
         def ours(protocol: str, port: int) -> bool:
             return any(span.protocol == protocol and span.first <= port <= span.last for span in spans)
 
-        mask = self.rules.mark_mask
+        mask, is_local = self.rules.mark_mask, service.unsolicited == "local"
         for connection in connections("-m", f"0/{mask:#x}"):
             protocol = connection.protocol
             source, destination, _, dport = connection.original
             _, reply_to, _, public_port = connection.reply
-            called = destination in publics and ours(protocol, dport)
+            called = destination in publics and ours(protocol, dport) and not is_local
             occupied = reply_to in publics and ours(protocol, public_port) and source != reply_to
             unmarked = source in holders and ours(protocol, dport)
             if called or occupied or unmarked:

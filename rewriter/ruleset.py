@@ -42,7 +42,7 @@ holds callers off the queue there: who floods a held port from outside floods th
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from typing import Literal
 
 TABLE = "porthold"
@@ -54,9 +54,9 @@ MARK_BITS = 6
 MOST_SERVICES = 15
 
 # Packet marks, from the lowest bit of the mask; they live only inside the gateway's own hooks.
-CLAIM, TALK, REFUSED, SAME_PORT = 1, 2, 4, 8
-# Connection marks: two bits say who opened it, four which service.
-OPENED_INSIDE, OPENED_OUTSIDE = 1, 2
+CLAIM, TALK, REFUSED, SAME_PORT, HAIRPINNED = 1, 2, 4, 8, 16
+# Connection marks: two bits say who opened it (HAIRPIN: from inside to the public address), four the service.
+OPENED_INSIDE, OPENED_OUTSIDE, HAIRPIN = 1, 2, 3
 
 HOOKED_CHAINS = (
     "arriving",
@@ -78,7 +78,9 @@ PENDING_TIMEOUT_S = 4
 ALIVE_TIMEOUT_S = 3
 HUNG_UP_TIMEOUT_S = 5
 CALLED_TIMEOUT_S = 10
+CANNOT_KEEP_TIMEOUT_S = 5
 CONNECTION = "inet_proto . ipv4_addr . inet_service . ipv4_addr . inet_service"
+CALLER = "ct original ip saddr"
 THIS_CONNECTION = "meta l4proto . ip saddr . th sport . ip daddr . th dport"
 TALK_RATE_PER_S = 50
 DYNAMIC = "size 4096; flags dynamic,timeout;"
@@ -88,6 +90,8 @@ RESERVED_FOR_OTHERS = "32768-60999"
 Protocol = Literal["udp", "tcp"]
 Refusal = Literal["icmp", "drop", "pass"]
 Policy = Literal["first", "fixed", "last"]
+Unsolicited = Literal["holder", "local", "nobody"]
+Callers = tuple[IPv4Network, ...] | Literal["contacted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,8 @@ class Ports:
 class Service:
     """What is forwarded together; `number` (1..15) is its place in the connection mark.
 
-    `fixed_holder`: who has it always, by policy "fixed".
+    `fixed_holder`: who has it always, by policy "fixed". `unsolicited`: to whom connections go that are
+    opened from outside; `callers`: who may open them (None: anybody).
     """
 
     name: str
@@ -119,6 +124,9 @@ class Service:
     rewrites: bool
     policy: Policy = "first"
     fixed_holder: IPv4Address | None = None
+    unsolicited: Unsolicited = "holder"
+    callers: Callers | None = None
+    new_callers_per_minute: int | None = None
 
     @property
     def label(self) -> str:
@@ -127,14 +135,24 @@ class Service:
 
     def ports(self) -> tuple[Ports, ...]:
         """All its ports, control ports included, no two ranges touching."""
-        merged: list[Ports] = []
-        for ports in sorted({*self.control, *self.forward}, key=lambda p: (p.protocol, p.first, p.last)):
-            if merged and merged[-1].protocol == ports.protocol and ports.first <= merged[-1].last + 1:
-                last = max(merged[-1].last, ports.last)
-                merged[-1] = Ports(ports.protocol, merged[-1].first, last)
-            else:
-                merged.append(ports)
-        return tuple(merged)
+        return merged((*self.control, *self.forward))
+
+    @property
+    def called_at(self) -> str:
+        """The set of the ports at which the holder is called: control ports only where they are forwarded."""
+        return f"{self.label}_ports" if self.ports() == merged(self.forward) else f"{self.label}_forward"
+
+
+def merged(spans: Iterable[Ports]) -> tuple[Ports, ...]:
+    """The same ports, no two ranges touching."""
+    found: list[Ports] = []
+    for ports in sorted(set(spans), key=lambda p: (p.protocol, p.first, p.last)):
+        if found and found[-1].protocol == ports.protocol and ports.first <= found[-1].last + 1:
+            last = max(found[-1].last, ports.last)
+            found[-1] = Ports(ports.protocol, found[-1].first, last)
+        else:
+            found.append(ports)
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +181,8 @@ class Ruleset:
     most_speakers: int = MOST_SPEAKERS
     rewrites_in_kernel: bool = True
     fenced: bool = False
+    hairpin: bool = False
+    keep_source_ports: tuple[Ports, ...] = ()
     shift: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -175,6 +195,11 @@ class Ruleset:
             if service.name == name:
                 return service
         raise KeyError(name)
+
+    def kept_ports(self) -> tuple[Ports, ...]:
+        """Destination ports to which it is looked, after NAT, whether the source port was kept."""
+        services = (s for s in self.services if self.keep_source_ports or s.unsolicited == "local")
+        return merged([*self.keep_source_ports, *(ports for one in services for ports in one.ports())])
 
     def packet_mark(self, bits: int) -> int:
         return bits << self.shift
@@ -211,7 +236,7 @@ def has_mark(rules: Ruleset, bits: int) -> str:
     return f"meta mark & {mark:#010x} == {mark:#010x}"
 
 
-def clear_marks(rules: Ruleset, bits: int = CLAIM | TALK | REFUSED | SAME_PORT) -> str:
+def clear_marks(rules: Ruleset, bits: int = CLAIM | TALK | REFUSED | SAME_PORT | HAIRPINNED) -> str:
     mark = rules.packet_mark(bits)
     return f"meta mark & {mark:#010x} != 0 meta mark set meta mark & {~mark & 0xFFFFFFFF:#010x}"
 
@@ -220,6 +245,14 @@ def of_service(rules: Ruleset, service: Service) -> str:
     inside = rules.connection_mark(service, OPENED_INSIDE)
     outside = rules.connection_mark(service, OPENED_OUTSIDE)
     return f"ct mark & {rules.mark_mask:#010x} {{ {inside:#010x}, {outside:#010x} }}"
+
+
+def opened_by(rules: Ruleset, service: Service, opened: int) -> str:
+    return f"ct mark & {rules.mark_mask:#010x} == {rules.connection_mark(service, opened):#010x}"
+
+
+def is_hairpinned(rules: Ruleset, service: Service) -> bool:
+    return rules.hairpin and service.unsolicited == "holder"
 
 
 def mark_connection(rules: Ruleset, service: Service, opened: int) -> str:
@@ -268,6 +301,13 @@ def shared_sets(rules: Ruleset, epoch: int, bindings: Sequence[Element]) -> Iter
     if rules.rewrites_in_kernel:
         own_ports = elements(pair(port) for port in sorted(ports))
         yield f"set own_port {{ typeof udp sport . @ih,80,16;{own_ports} }}"
+    if rules.hairpin and rules.rewrites_in_kernel:
+        yield f"set calling_address {{ {pairs}; size 4096; flags dynamic,timeout; timeout 3600s; }}"
+    if kept := rules.kept_ports():
+        yield f"set kept_ports {{ {PORT_SET}{elements(ports.text() for ports in kept)} }}"
+        yield f"set source_port {{ type inet_service . inet_service; {DYNAMIC} timeout 10s; }}"
+        yield f"set cannot_keep {{ type {CONNECTION}; {DYNAMIC} timeout {CANNOT_KEEP_TIMEOUT_S}s; }}"
+        yield "counter ports_taken { }"
     for name in ("claims_queued", "talks_queued", "never_queued", "not_the_holder", "refused", "hang_ups"):
         yield f"counter {name} {{ }}"
 
@@ -297,6 +337,16 @@ def service_sets(rules: Ruleset, service: Service, bindings: Sequence[Element]) 
     yield f"counter {name}_sent {{ }}"
     yield f"counter {name}_received {{ }}"
     yield f"counter {name}_callers {{ }}"
+    if service.called_at != f"{name}_ports":
+        forward = elements(ports.text() for ports in merged(service.forward))
+        yield f"set {service.called_at} {{ {PORT_SET}{forward} }}"
+    if service.callers == "contacted":
+        yield f"set {name}_contacted {{ type ipv4_addr . ipv4_addr; {DYNAMIC} {idle} }}"
+    elif service.callers is not None:
+        networks = elements(str(network) for network in collapse_addresses(service.callers))
+        yield f"set {name}_may_call {{ type ipv4_addr; flags interval;{networks} }}"
+    if service.unsolicited == "nobody" or service.callers is not None or service.new_callers_per_minute:
+        yield f"counter {name}_turned_away {{ }}"
     if service.policy == "last":
         yield f"set {name}_called {{ type {CONNECTION}; {DYNAMIC} timeout {CALLED_TIMEOUT_S}s; }}"
 
@@ -312,9 +362,23 @@ def chain(name: str, hook: str, rules: Iterable[str]) -> str:
 def select_chains(rules: Ruleset) -> Iterator[str]:
     lan, wan = names(rules.lan), names(rules.wan)
     select: list[str] = []
+    if rules.kept_ports():
+        new = f"iifname {lan} oifname {wan} ct state new meta l4proto . th dport @kept_ports"
+        select += [
+            f"{new} {THIS_CONNECTION} @cannot_keep {add_mark(rules, REFUSED)} accept",
+            # What was before NAT is not to be had after it in one look-up with what is then; so, from here.
+            f"{new} update @source_port {{ th sport . th sport }}",
+        ]
     for service in rules.services:
         name = service.label
         mine = of_service(rules, service)
+        if is_hairpinned(rules, service) and service.rewrites:
+            hairpin = f"iifname {lan} {opened_by(rules, service, HAIRPIN)}"
+            select += [
+                f"{hairpin} {add_mark(rules, HAIRPINNED)}",
+                f"{hairpin} ct direction original goto {name}_incoming",
+                f"{hairpin} goto {name}_outgoing",
+            ]
         select += [
             f"iifname {lan} ip saddr @{name}_holders {mine} goto {name}_outgoing",
             f"iifname {lan} oifname {wan} ip saddr @{name}_holders"
@@ -431,6 +495,14 @@ def fence_chain(rules: Ruleset) -> str:
                 f"iifname {lan} oifname {wan} ip saddr @{name}_holders"
                 f" meta l4proto . th dport @{name}_ports {WITHOUT_LEASE} drop",
             ]
+        if is_hairpinned(rules, service):
+            hairpin = opened_by(rules, service, HAIRPIN)
+            fence += [f"{hairpin} {WITHOUT_LEASE} drop"] if rules.fenced else []
+            fence += [
+                f"{hairpin} ct direction {direction} ip {side} != @{name}_holders"
+                " counter name not_the_holder drop"
+                for direction, side in (("original", "daddr"), ("reply", "saddr"))
+            ]
         fence += [
             f"iifname {lan} oifname {wan} meta l4proto . th dport @{name}_control ip saddr != @{name}_holders"
             f"{unless_passed} counter name not_the_holder drop",
@@ -454,45 +526,90 @@ def nat_chains(rules: Ruleset) -> Iterator[str]:
     lan, wan = names(rules.lan), names(rules.wan)
     arriving: list[str] = []
     leaving: list[str] = []
+    others: list[str] = []
+    if rules.keep_source_ports:
+        ports = ", ".join(ports.text() for ports in merged(rules.keep_source_ports))
+        others.append(f"iifname {lan} oifname {wan} meta l4proto . th dport {{ {ports} }} masquerade")
     for service in rules.services:
         name = service.label
-        if rules.fenced:  # dropped, not answered by the gateway itself: a connection to nobody would stay
-            arriving.append(
-                f"iifname {wan} ip daddr @{name}_inbound meta l4proto . th dport @{name}_ports"
-                f" {WITHOUT_LEASE} drop"
+        arriving += caller_rules(rules, service)
+        if is_hairpinned(rules, service):
+            leaving.append(
+                f"{opened_by(rules, service, HAIRPIN)} ct direction original snat to ct original ip daddr"
             )
-        arriving.append(
-            f"iifname {wan} ip daddr @{name}_inbound meta l4proto . th dport @{name}_ports"
-            f" counter name {name}_callers {mark_connection(rules, service, OPENED_OUTSIDE)}"
-            f" dnat to ip daddr map @{name}_inbound"
-        )
         for protocol in sorted({ports.protocol for ports in service.ports()}):
+            # With a port to keep, NAT drops without a word what can't keep it; without one, it takes another,
+            # and the rules behind it see that.
+            port = "" if is_looked_after(rules, service) else f" : {protocol} sport"
             leaving += [
                 f"iifname {lan} oifname {wan} ip saddr @{name}_holders meta l4proto {protocol}"
                 f" meta l4proto . th dport @{name}_ports {mark_connection(rules, service, OPENED_INSIDE)}"
-                f" snat to ip saddr map @{name}_outbound : {protocol} sport",
+                f" snat to ip saddr map @{name}_outbound{port}",
                 # Not in the map: somebody flushed it. Untranslated, the flow would stay so all its life.
                 f"iifname {lan} oifname {wan} ip saddr @{name}_holders meta l4proto {protocol}"
                 f" meta l4proto . th dport @{name}_ports counter name not_the_holder drop",
+            ]
+            others += [
                 # Another host's flow from a held port would take the holder's tuple, and the holder's own
                 # packets would then vanish without a word (insert_failed in conntrack's statistics).
                 f"iifname {lan} oifname {wan} ip saddr != @{name}_holders meta l4proto {protocol}"
                 f" meta l4proto . th sport @{name}_ports masquerade to :{RESERVED_FOR_OTHERS}",
             ]
     yield chain("nat_arriving", "type nat hook prerouting priority -101; policy accept;", arriving)
-    yield chain("nat_leaving", "type nat hook postrouting priority 99; policy accept;", leaving)
+    yield chain("nat_leaving", "type nat hook postrouting priority 99; policy accept;", [*leaving, *others])
+
+
+def is_looked_after(rules: Ruleset, service: Service) -> bool:
+    """Whether somebody beside the holder may have the tuples that he wants."""
+    return bool(rules.keep_source_ports) or service.unsolicited == "local"
+
+
+def caller_rules(rules: Ruleset, service: Service) -> Iterator[str]:
+    """Connections that are opened to the public address, while somebody holds the service there."""
+    name = service.label
+    if service.unsolicited == "local":
+        return
+    called = f"ip daddr @{name}_inbound meta l4proto . th dport @{service.called_at}"
+    outside = f"iifname {names(rules.wan)} {called}"
+    if rules.fenced:  # dropped, not answered by the gateway itself: a connection to nobody would stay
+        yield f"{outside} {WITHOUT_LEASE} drop"
+    # Dropped, not passed: a connection to the gateway itself would keep the holder from calling that peer.
+    turned_away = f"counter name {name}_turned_away drop"
+    if service.unsolicited == "nobody":
+        yield f"{outside} {turned_away}"
+        return
+    if service.callers == "contacted":
+        yield f"{outside} ip daddr . ip saddr != @{name}_contacted {turned_away}"
+    elif service.callers is not None:
+        yield f"{outside} ip saddr != @{name}_may_call {turned_away}"
+    if (rate := service.new_callers_per_minute) is not None:
+        yield f"{outside} limit rate over {rate}/minute burst {rate} packets {turned_away}"
+    to_holder = f"counter name {name}_callers {{}} dnat to ip daddr map @{name}_inbound"
+    yield f"{outside} {to_holder.format(mark_connection(rules, service, OPENED_OUTSIDE))}"
+    if is_hairpinned(rules, service):
+        calling = " update @calling_address { ip saddr . @nh,96,32 }" if rules.rewrites_in_kernel else ""
+        yield (
+            f"iifname {names(rules.lan)} {called} ip saddr != @{name}_holders{calling}"
+            f" {to_holder.format(mark_connection(rules, service, HAIRPIN))}"
+        )
 
 
 def idle_chain(rules: Ruleset) -> str:
     """The idle timers: what really leaves starts them again; after NAT, for the map's key."""
-    timers: list[str] = []
+    timers: list[str] = [*kept_port_rules(rules)] if rules.kept_ports() else []
     for service in rules.services:
         name = service.label
         for opened, direction, holder in (
             (OPENED_INSIDE, "original", "ct original ip saddr"),
             (OPENED_OUTSIDE, "reply", "ct reply ip saddr"),
+            (HAIRPIN, "reply", "ct reply ip saddr"),
         ):
-            mark = f"ct mark & {rules.mark_mask:#010x} == {rules.connection_mark(service, opened):#010x}"
+            if opened == HAIRPIN and not is_hairpinned(rules, service):
+                continue
+            mark = opened_by(rules, service, opened)
+            if opened == OPENED_INSIDE and service.callers == "contacted":
+                contacted = f"@{name}_contacted {{ ip saddr . ip daddr }}"
+                timers.append(f"{mark} ct direction original update {contacted}")
             timers += [
                 f"{mark} ct direction {direction} update @{name}_holders {{ {holder} }}"
                 f" update @{name}_inbound {{ ip saddr : {holder} }} counter name {name}_sent return",
@@ -501,13 +618,25 @@ def idle_chain(rules: Ruleset) -> str:
     return chain("idle", "type filter hook postrouting priority 149; policy accept;", timers)
 
 
-def speaker_rules(rules: Ruleset, own: str, copied: str) -> Iterator[str]:
+def kept_port_rules(rules: Ruleset) -> Iterator[str]:
+    """What could not keep its source port does not leave, and its next packet is refused (see `select`)."""
+    before = "ct original ip saddr . ct original proto-src . ct original ip daddr . ct original proto-dst"
+    for protocol in sorted({ports.protocol for ports in rules.kept_ports()}):
+        yield (
+            f"iifname {names(rules.lan)} oifname {names(rules.wan)} meta l4proto {protocol} ct state new"
+            f" ct direction original meta l4proto . th dport @kept_ports"
+            f" ct original proto-src . {protocol} sport != @source_port"
+            f" update @cannot_keep {{ meta l4proto . {before} }} counter name ports_taken drop"
+        )
+
+
+def speaker_rules(rules: Ruleset, own: str, copied: str, addresses: str = "own_address") -> Iterator[str]:
     """Speaker addresses that are our own: one rule each, left at the declared count or the packet's end."""
     for index in range(rules.most_speakers):
         at = SPEAKERS_AT + 4 * index
         yield f"udp length < {UDP_HEADER + at + 4} return"
         yield f"@ih,208,8 & 0x3f <= {index} return"
-        yield f"{own} . @ih,{at * 8},32 @own_address @ih,{at * 8},32 set {copied}"
+        yield f"{own} . @ih,{at * 8},32 @{addresses} @ih,{at * 8},32 set {copied}"
 
 
 def port_rules(target: str, at: int) -> Iterator[str]:
@@ -577,8 +706,14 @@ def rewriting_chains(rules: Ruleset) -> str:
         f"{rules.connection_mark(service, opened):#010x} : jump {target}"
         for service in rules.services
         if service.rewrites
-        for opened, target in ((OPENED_INSIDE, "opened_inside"), (OPENED_OUTSIDE, "opened_outside"))
+        for opened, target in (
+            (OPENED_INSIDE, "opened_inside"),
+            (OPENED_OUTSIDE, "opened_outside"),
+            *([(HAIRPIN, "hairpin")] if is_hairpinned(rules, service) else []),
+        )
     ]
+    if rules.hairpin:
+        text += hairpin_chains(rules)
     rewrite = [clear_marks(rules)]
     if ways:
         rewrite.insert(
@@ -603,6 +738,25 @@ def rewriting_chains(rules: Ruleset) -> str:
         chain("rewrite", "type filter hook postrouting priority 150; policy accept;", rewrite),
     ]
     return "\n".join(text)
+
+
+def hairpin_chains(rules: Ruleset) -> Iterator[str]:
+    """Between two hosts of the LAN: each sees the other at the public address, and itself at its own."""
+    private, public = "@nh,128,32", "@nh,96,32"
+    speakers = speaker_rules(rules, CALLER, public, "calling_address")
+    yield chain("hairpin_speakers_out", "", speakers)
+    yield chain(
+        "hairpin",
+        "",
+        [
+            f"@ih,32,32 != 0 @ih,32,32 set {private}",
+            "ct direction reply goto out_outside",
+            f"@ih,64,16 2 {CALLER} . @ih,96,32 != @calling_address return",
+            f"@ih,96,32 != 0 {has_mark(rules, SAME_PORT)} jump out_port",
+            f"@ih,96,32 != 0 @ih,96,32 set {public}",
+            "@ih,176,16 3 goto hairpin_speakers_out",
+        ],
+    )
 
 
 def unmarking_chain(rules: Ruleset) -> str:
@@ -652,8 +806,10 @@ def install(rules: Ruleset, epoch: int, binding: Element) -> str:
     """Give the port: holder, both directions of NAT, and a clean slate for the ones waiting."""
     service = rules.service(binding.service)
     name, timing = service.label, left(service, binding)
+    forget = f"flush set ip {TABLE} {name}_contacted\n" if service.callers == "contacted" else ""
     return (
         fence(epoch)
+        + forget
         + f"add element ip {TABLE} {name}_holders {{ {binding.holder}{timing} }}\n"
         + f"add element ip {TABLE} {name}_outbound {{ {binding.holder} : {binding.public} }}\n"
         + f"add element ip {TABLE} {name}_inbound {{ {binding.public}{timing} : {binding.holder} }}\n"

@@ -43,7 +43,7 @@ from rewriter.effects import (
 )
 from rewriter.gateway import Gateway, Settings
 from rewriter.kernel import GatewayKernel, KernelRefused, Queue, QueueBusy
-from rewriter.ruleset import CLAIM, REFUSED, TALK, Ruleset
+from rewriter.ruleset import CLAIM, HAIRPINNED, REFUSED, TALK, Ruleset
 from tracker.client import Credentials, Keeper, OutboxFull, TrackerClient
 from tracker.clock import read_clock
 from tracker.configuration import ConfigurationError
@@ -369,7 +369,8 @@ class Worker:
                     )
                 )
             else:
-                effects = self._gateway.receive_talk(number, packet.parse(raw), now)
+                hairpinned = self._is_hairpinned(queued)
+                effects = self._gateway.receive_talk(number, packet.parse(raw), now, hairpinned=hairpinned)
             self._carry_out(effects)
 
     def _give_verdict(self, verdict: Verdict) -> None:
@@ -401,10 +402,13 @@ class Worker:
         if udp is None:
             return self._rewrites_in_kernel
         if payload is None:
-            payload = self._gateway.translate(udp)
+            payload = self._gateway.translate(udp, hairpinned=self._is_hairpinned(queued))
         if payload is not None and udp.payload != payload:
             queued.set_payload(udp.with_payload(payload))
         return True
+
+    def _is_hairpinned(self, queued: Packet) -> bool:
+        return bool(queued.get_mark() & self._kernel.rules.packet_mark(HAIRPINNED))
 
     # --- effects -----------------------------------------------------------------------------------------
 

@@ -123,6 +123,18 @@ def _public_key(text: object) -> VerifyingKey:
     return VerifyingKey.parse(text)
 
 
+Callers = tuple[ipaddress.IPv4Network, ...] | Literal["contacted"]
+
+
+def callers_from_toml(value: object) -> Callers:
+    """A list of networks, or the word "contacted"; ValueError for anything else."""
+    if value == "contacted":
+        return "contacted"
+    if not isinstance(value, list) or not value:
+        raise ValueError("is no list of networks like '198.51.100.0/24', nor the word 'contacted'")
+    return tuple(ipaddress.IPv4Network(network) for network in value)
+
+
 Ports = Annotated[PortRange, PlainValidator(ports_from_text)]
 IPv4 = Annotated[bytes, PlainValidator(address_from_text)]
 Ipc = Annotated[str, AfterValidator(_ipc_endpoint)]
@@ -232,16 +244,21 @@ class RemoteSection(Section):
 class ServiceSection(Section):
     """[services.NAME]: what is forwarded together; the profile says what need not be written down.
 
-    `holder`: who has it always, where the policy is fixed.
+    `holder`: who has it always, where the policy is fixed. `unsolicited`: who is reached by a call from
+    outside: the holder, what runs on the gateway itself, or nobody. `callers`: the networks from which the
+    holder can be called, or only the peers that he has contacted.
     """
 
-    profile: Literal["cuseeme", "plain"] = "plain"
+    profile: Literal["cuseeme", "realaudio", "irc", "plain"] = "plain"
     control: tuple[Ports, ...] = ()
     forward: tuple[Ports, ...] = ()
     policy: Policy = Policy.FIRST
     holder: IPv4 | None = None
     sharing: Sharing = Sharing.EXCLUSIVE
     idle_s: Seconds = 300.0
+    unsolicited: Literal["holder", "local", "nobody"] = "holder"
+    callers: Annotated[Callers | None, PlainValidator(callers_from_toml)] = None
+    new_callers_per_minute: Annotated[int, Field(strict=True, ge=1, le=60_000)] | None = None
 
     def definition(self, name: str) -> ServiceDefinition:
         """The service as the tracker hears of it, the profile's defaults filled in."""
@@ -257,14 +274,25 @@ class ServiceSection(Section):
         )
 
 
+_RTSP, _PNM, _REALAUDIO_DATA = PortRange(6, 554, 554), PortRange(6, 7070, 7070), PortRange(17, 6970, 7170)
 PROFILES: Final[dict[str, tuple[tuple[PortRange, ...], tuple[PortRange, ...]]]] = {
     "plain": ((), ()),
     "cuseeme": (
         (PortRange(17, 7648, 7648),),
         (PortRange(17, 7648, 7649), PortRange(6, 7648, 7649), PortRange(17, 24032, 24032)),
     ),
+    "realaudio": ((_PNM, _RTSP), (_REALAUDIO_DATA,)),
+    "irc": (
+        (PortRange(6, 6660, 6669), PortRange(6, 6697, 6697), PortRange(6, 7000, 7000)),
+        (PortRange(6, 113, 113),),
+    ),
 }
-"""Control and forward ports of each profile."""
+"""Control and forward ports of each profile.
+
+realaudio: RealPlayer speaks to the server by TCP, the sound comes by UDP to one of the ports 6970 to 7170
+(RealNetworks, "For Firewall Administrators", service.real.com/firewall/adminfw.html). irc: a server asks who
+has connected to it at the identification protocol's port (RFC 1413; IRC's own ports: RFC 1459, RFC 7194).
+"""
 
 
 class TrackerFile(Section):
@@ -348,6 +376,10 @@ def _service_problems(key: str, name: str, section: ServiceSection) -> Iterator[
         return
     if section.policy is Policy.FIXED and "idle_s" in section.model_fields_set:
         yield f"{key}.idle_s", "has no effect with policy = 'fixed': its holder may be silent for ever"
+    if section.unsolicited != "holder":
+        for setting in ("callers", "new_callers_per_minute"):
+            if setting in section.model_fields_set:
+                yield f"{key}.{setting}", f"has no effect with unsolicited = {section.unsolicited!r}"
     definition = section.definition(name)
     if not definition.control:
         yield f"{key}.control", f"is missing, and the profile {section.profile!r} has no default"

@@ -164,3 +164,11 @@ def test_what_has_ended_already_is_claimed_at_once() -> None:
     play.run(answers(None, WithdrawBinding("gw", 1, Ending.RELEASE)), withdrawn(1)).at(0.1)
     (play >> answers(claim(BOB), TAKE_OVER) << Submit(claim(BOB, 0.1))).settled()
     assert play.gateway.next_deadline_ns() <= moment(1).monotonic_ns
+
+
+def test_between_two_hosts_of_the_lan_each_sees_the_other_at_the_public_address() -> None:
+    play = in_session((1, ANN))
+    said = open_continue(BOB, ANN, name="Bob")
+    (verdict,) = list(play.gateway.receive_talk(5, said, play.now, hairpinned=True))
+    assert isinstance(verdict, Verdict)
+    assert verdict.payload == open_continue(BOB, ANN, name="Bob", header_address=PUBLIC).payload

@@ -94,7 +94,7 @@ def test_what_is_said_replaces_the_profile_s_default(tmp_path: Path) -> None:
         ("[tracker]\nlease_s = nan", "tracker.lease_s: Input should be a finite number"),
         (
             "[services.x]\nprofile = 'cuseme'",
-            "services.x.profile: Input should be 'cuseeme' or 'plain'",
+            "services.x.profile: Input should be 'cuseeme', 'realaudio', 'irc' or 'plain'",
         ),
         (
             "[services.x]\nprofile = 'cuseeme'\nforward = ['udp/1', '7648']",
@@ -115,6 +115,18 @@ def test_what_is_said_replaces_the_profile_s_default(tmp_path: Path) -> None:
         (
             "[services.x]\nprofile = 'cuseeme'\npolicy = 'fixed'\nholder = '192.168.1.10'\nidle_s = 3.0",
             "services.x.idle_s: has no effect with policy = 'fixed': its holder may be silent for ever",
+        ),
+        (
+            "[services.x]\nprofile = 'cuseeme'\nunsolicited = 'local'\ncallers = 'contacted'",
+            "services.x.callers: has no effect with unsolicited = 'local'",
+        ),
+        (
+            "[services.x]\nprofile = 'cuseeme'\ncallers = 'anybody'",
+            "services.x.callers: is no list of networks like '198.51.100.0/24', nor the word 'contacted'",
+        ),
+        (
+            "[services.x]\nprofile = 'cuseeme'\ncallers = ['198.51.100.1/24']",
+            "services.x.callers: 198.51.100.1/24 has host bits set",
         ),
         (
             "[services.x]\nprofile = 'cuseeme'\nsharing = 'per-peer'",
