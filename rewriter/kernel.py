@@ -718,9 +718,10 @@ class GatewayKernel:
         return KernelView(epoch, holders, inbound, outbound, queueing, public, dropped)
 
     def _marked(self, service: Service) -> Iterator[Connection]:
-        for opened in (ruleset.OPENED_INSIDE, ruleset.OPENED_OUTSIDE, ruleset.HAIRPIN):
-            mark = self.rules.connection_mark(service, opened)
-            yield from connections("-m", f"{mark:#x}/{self.rules.mark_mask:#x}")
+        """Whoever opened them."""
+        mark, mask = self.rules.connection_mark(service, 0), self.rules.mark_mask
+        of_service = mask & ~(mask & -mask) & ~((mask & -mask) << 1)
+        yield from connections("-m", f"{mark:#x}/{of_service:#x}")
 
     def _forget(self, service: Service, which: Callable[[Connection], bool]) -> None:
         for connection in self._marked(service):
