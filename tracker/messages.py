@@ -62,6 +62,7 @@ from tracker.shapes import (
     ProtocolError,
     Text,
     pack,
+    shown,
     unpack,
 )
 
@@ -593,9 +594,9 @@ def _kind(values: tuple[object, ...], kinds: dict[int, type[Shape]]) -> type[Sha
         raise ProtocolError("frame", f"{len(values)} values are no message")
     version, kind = values[:2]
     if type(version) is not int or version != VERSION:
-        raise ProtocolError("version", f"{version!r:.40} is not spoken here, only {VERSION}")
+        raise ProtocolError("version", f"{shown(version)} is not spoken here, only {VERSION}")
     if type(kind) is not int or kind not in kinds:
-        raise ProtocolError("kind", f"{kind!r:.40} is not known")
+        raise ProtocolError("kind", f"{shown(kind)} is not known")
     return kinds[kind]
 
 

@@ -10,6 +10,7 @@ arrays), and `Annotated[X, Limits(least, most)]`: of an int its value, of str, b
 
 import dataclasses
 import enum
+import reprlib
 import types
 import typing
 from collections.abc import Callable
@@ -28,6 +29,11 @@ class ProtocolError(Exception):
         super().__init__(f"{field}: {reason}")
         self.field = field
         self.reason = reason
+
+
+def shown(value: object) -> str:
+    """A value from outside in few words: `repr` of one that is nested deeply ends the process."""
+    return f"{reprlib.repr(value):.60}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,7 +139,7 @@ def _enumerated(kind: type[enum.Enum]) -> Reader:
         try:
             return members[(type(value), value)]
         except (KeyError, TypeError):
-            raise ProtocolError(where, f"{value!r:.60} is no {kind.__name__}") from None
+            raise ProtocolError(where, f"{shown(value)} is no {kind.__name__}") from None
 
     return read
 

@@ -5,12 +5,15 @@ By hand: pytest tests/unit/tracker/test_hostile_input.py --mutations 1000000 --t
 
 import random
 import tracemalloc
+from dataclasses import dataclass
 
+import msgpack
 import pytest
 
 from tests.mutation import hostile_frames, mutated, valid_frames
 from tests.unit.tracker.test_machine import Talk
 from tests.unit.tracker.wire import ANN, at, claim, opening
+from tracker.events import Ending
 from tracker.messages import (
     REQUEST_KINDS,
     Acknowledged,
@@ -25,7 +28,7 @@ from tracker.messages import (
 )
 from tracker.orders import EndFreeze, Withdrawing
 from tracker.roles import Caller, Role
-from tracker.shapes import ProtocolError
+from tracker.shapes import ProtocolError, unpack
 
 SEED = 20_261_122
 CALLERS = (
@@ -34,6 +37,13 @@ CALLERS = (
     Caller(Role.OPERATOR, "olga", key="key 2"),
     Caller(Role.READER, "unix:1000"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Enumerated:
+    """A shape with a value of few."""
+
+    ending: Ending
 
 
 @pytest.fixture
@@ -61,6 +71,20 @@ def test_a_mutated_frame_is_one_error_or_a_message_with_no_other_form(mutations:
             except ProtocolError:
                 continue
     assert mutations * 0.5 < refused < mutations * 0.95
+
+
+@pytest.mark.parametrize("place", ["version", "kind", "body"])
+def test_a_value_that_is_nested_deeply_is_one_error(place: str) -> None:
+    """Found by a million mutations: what named it went as deep as the value."""
+    nested: object = 1
+    for _ in range(1000):
+        nested = (nested,)
+    values = [1, 46, "olga", 0, 0, 0, 0, 5, (None, "why")]
+    values[{"version": 0, "kind": 1, "body": 8}[place]] = nested
+    with pytest.raises(ProtocolError):
+        decode_request(msgpack.packb(values))
+    with pytest.raises(ProtocolError):
+        unpack(Enumerated, (nested,))
 
 
 def test_mutated_replies_are_one_error_or_a_reply() -> None:
