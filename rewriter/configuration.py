@@ -24,7 +24,7 @@ from tracker.configuration import (
     TrackerEndpoint,
     TrackerFile,
 )
-from tracker.events import PortRange
+from tracker.events import PortRange, Sharing
 
 QUEUES_BY_EPOCH: Final = 16
 """So many epochs have queue numbers of their own before they come round again; two workers can overlap."""
@@ -62,9 +62,11 @@ Interfaces = Annotated[tuple[Interface, ...], Field(min_length=1, max_length=32)
 class GatewaySection(Section):
     """[gateway]: whose packets, through which interfaces, by which tracker's word.
 
-    `public_address` unset means the first address of the WAN interface, followed when it changes. `standby`:
-    wait while another worker has the gateway, and take it when that one's lease has ended. `on_tracker_loss`:
-    without the tracker calls go on (keep), or end with the lease (fence), so that another host may take over.
+    `public_address` unset means the first address of the WAN interface, followed when it changes;
+    `public_addresses` instead: several, so that the same peer can be called by as many hosts at once.
+    `standby`: wait while another worker has the gateway, and take it when that one's lease has ended.
+    `on_tracker_loss`: without the tracker calls go on (keep), or end with the lease (fence), so that another
+    host may take over.
     `hairpin`: a holder is reached at the public address from inside, too. `keep_source_ports`: what any host
     sends to these ports leaves from the port that it was sent from, or is refused.
     A tracker by TCP has to prove `tracker_key`, its public key; `key` is the file of the worker's own.
@@ -75,6 +77,7 @@ class GatewaySection(Section):
     lan: Interfaces
     wan: Interface
     public_address: Annotated[str, AfterValidator(_host_address)] | None = None
+    public_addresses: tuple[Annotated[str, AfterValidator(_host_address)], ...] = ()
     worker: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] | None = None
     tracker: TrackerEndpoint | None = None
     tracker_key: CurveKey | None = None
@@ -142,6 +145,10 @@ class GatewayFile(TrackerFile):
 def _gateway_settings(gateway: GatewaySection, lease_s: float) -> Iterator[tuple[str, str]]:
     if gateway.wan in gateway.lan:
         yield "gateway.wan", f"{gateway.wan!r} is also in gateway.lan"
+    if gateway.public_addresses and len(set(gateway.public_addresses)) < 2:
+        yield "gateway.public_addresses", "has an effect from two addresses on; one is public_address"
+    if gateway.public_addresses and gateway.public_address is not None:
+        yield "gateway.public_addresses", "and public_address exclude each other"
     if gateway.on_tracker_loss == "fence" and lease_s < FENCED_LEASE_LEAST_S:
         yield "tracker.lease_s", f"is too short for a fenced gateway: at least {FENCED_LEASE_LEAST_S} s"
     by_tcp = gateway.tracker is not None and gateway.tracker.startswith("tcp:")
@@ -171,6 +178,7 @@ def kernel_services(file: GatewayFile) -> tuple[Service, ...]:
             idle_s=section.idle_s if section.holder is None else NEVER_S,
             rewrites=section.profile == "cuseeme",
             policy=section.policy.value,
+            per_peer=section.sharing is Sharing.PER_PEER,
             fixed_holder=None if section.holder is None else IPv4Address(section.holder),
             unsolicited=section.unsolicited,
             callers=section.callers,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address
 
-from rewriter.ruleset import Element
+from rewriter.ruleset import Element, Key
 from tracker.events import Ending
 from tracker.messages import Durable, Volatile
 
@@ -81,8 +81,8 @@ class RemoveStray:
     """The kernel holds this and no binding says so."""
 
     service: str
-    holder: IPv4Address | None
-    public: IPv4Address | None
+    holder: Key | None
+    public: Key | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Refuse:
     """Answer this host from the kernel for a while."""
 
     service: str
-    host: IPv4Address
+    host: Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Settle:
     """Let this host claim again at once."""
 
     service: str
-    host: IPv4Address
+    host: Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +188,9 @@ class KernelView:
     """
 
     epoch: int | None
-    holders: dict[tuple[str, IPv4Address], float]
-    inbound: dict[tuple[str, IPv4Address], IPv4Address]
-    outbound: dict[tuple[str, IPv4Address], IPv4Address]
+    holders: dict[tuple[str, Key], float]
+    inbound: dict[tuple[str, Key], IPv4Address]
+    outbound: dict[tuple[str, Key], IPv4Address]
     queueing: bool = True
     public: IPv4Address | None = None
     dropped: dict[str, int] = field(default_factory=dict)

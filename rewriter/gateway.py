@@ -46,7 +46,7 @@ from rewriter.effects import (
 )
 from rewriter.holding import SECOND_NS, Held, held_from
 from rewriter.packet import TCP, UDP, Endpoint, Flow, UdpPacket
-from rewriter.ruleset import Element, Protocol, Service
+from rewriter.ruleset import Element, Key, Protocol, Service, element_of, key_of
 from tracker.events import (
     BindingInstalled,
     BindingWithdrawn,
@@ -112,6 +112,8 @@ class Settings:
     take_over: bool = False
     standby: bool = False
     fence: bool = False
+    more_public: tuple[IPv4Address, ...] = ()
+    """Public addresses beside the first, for second callers of the same peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ class Gateway:
         self._held: dict[int, Held] = {}
         self._standing: tuple[Element, ...] = ()  # what the kernel held before the first session
         self._standing_epoch: int | None = None
-        self._waiting: dict[tuple[str, IPv4Address], Waiting] = {}
+        self._waiting: dict[tuple[str, Key], Waiting] = {}
         self._successors: dict[int, list[ClaimPort]] = {}  # binding → the claims that wait for its end
         self._hang_ups: dict[int, int] = {}  # binding → when its peers are looked at
         self._unheard: list[BindingWithdrawn] = []  # of these, what the new session had not heard
@@ -171,10 +173,14 @@ class Gateway:
         """When the tracker last answered anything, on the monotonic clock."""
         return self._last_answer_ns
 
-    def binding_of(self, service: str, holder: IPv4Address) -> Held | None:
+    def publics(self) -> tuple[IPv4Address, ...]:
+        """The addresses at which something can be held; the first is the one that is asked for."""
+        return () if self.public is None else (self.public, *self.settings.more_public)
+
+    def binding_of(self, service: str, holder: Key) -> Held | None:
         """The binding of `service` that `holder` has now."""
         for held in self._in_force():
-            if held.element.service == service and held.element.holder == holder:
+            if held.element.service == service and held.element.held_by == holder:
                 return held
         return None
 
@@ -218,7 +224,8 @@ class Gateway:
         if source is not None and now.monotonic_ns >= self._settle_ns:
             self._settle_ns = now.monotonic_ns + UNREADABLE_SETTLED_NS
             for service in self.settings.services:
-                yield Settle(service.name, IPv4Address(source))
+                if not service.per_peer:  # there its peer would have to be known, too
+                    yield Settle(service.name, IPv4Address(source))
         yield Verdict(packet, Action.ACCEPT)
 
     def receive_claim(
@@ -229,7 +236,8 @@ class Gateway:
         if service is None:
             yield from self.receive_unreadable(packet, flow.source.address, now)
             return
-        key = (service.name, IPv4Address(flow.source.address))
+        peer = IPv4Address(flow.destination.address) if service.per_peer else None
+        key = (service.name, key_of(IPv4Address(flow.source.address), peer))
         if self.binding_of(*key) is not None:
             self._count("claims_by_holder")
             yield Settle(*key)
@@ -260,7 +268,7 @@ class Gateway:
             epoch=self.epoch,
             public_address=self.public.packed,
             service=service.name,
-            peer=None,
+            peer=flow.destination.address if service.per_peer else None,
             holder=flow.source.address,
             mac=mac,
             protocol=flow.protocol,
@@ -353,7 +361,10 @@ class Gateway:
             else ((held.element, held) for held in self._in_force())
         )
         for element, held in known:
-            if element.holder in (source, destination) and self._carries(element.service, udp):
+            if element.holder not in (source, destination) or not self._carries(element.service, udp):
+                continue
+            other = destination if element.holder == source else source
+            if element.peer in (None, other):
                 return Direction.OUT if element.holder == source else Direction.IN, element, held
         return None
 
@@ -463,7 +474,9 @@ class Gateway:
     def _fits(self, held: Held) -> bool:
         """Whether our configuration has its service (still), and does not give it to another host."""
         service = self._services.get(held.element.service)
-        return service is not None and service.fixed_holder in (None, held.element.holder)
+        if service is None or service.per_peer != (held.element.peer is not None):
+            return False
+        return service.fixed_holder in (None, held.element.holder)
 
     def _claim_decided(
         self, request: ClaimPort, reply: ClaimGranted | ClaimRefused, now: Instant
@@ -482,7 +495,7 @@ class Gateway:
 
     def _granted(self, request: ClaimPort, view: BindingView, now: Instant) -> Iterator[Effect]:
         # By host, not by request: a grant of an earlier claim serves the packet that waits now.
-        key = (request.service, IPv4Address(request.holder))
+        key = key_of_claim(request)
         waiting = self._waiting.pop(key, None)
         packet = None if waiting is None else waiting.packet
         if view.binding in self._held:
@@ -493,7 +506,7 @@ class Gateway:
         if view.binding not in self._ended:
             # Nobody waits for it any more: say so at once, or the port would be lost to all until idle.
             reason = Ending.LATE if waiting is None else None
-            if self.public is None or view.resource.public_address != self.public.packed:
+            if IPv4Address(view.resource.public_address) not in self.publics():
                 reason = Ending.ADDRESS_CHANGED
             if reason is None:
                 held = held_from(view, self._idle_ns(request.service), packet)
@@ -511,7 +524,7 @@ class Gateway:
 
     def _claim_again(self, request: ClaimPort, now: Instant) -> Iterator[Effect]:
         """The same claim, behind the word that the holder before is gone."""
-        key = (request.service, IPv4Address(request.holder))
+        key = key_of_claim(request)
         waiting = self._waiting.get(key)
         if waiting is None or waiting.request != request or waiting.packet is None:
             return  # given up: whoever sends next takes what is free now
@@ -520,7 +533,7 @@ class Gateway:
         yield Submit(again)
 
     def _refused(self, request: ClaimPort, *, is_over: bool = False) -> Iterator[Effect]:
-        key = (request.service, IPv4Address(request.holder))
+        key = key_of_claim(request)
         waiting = self._waiting.get(key)
         if waiting is None or waiting.request != request:
             return
@@ -560,7 +573,7 @@ class Gateway:
         del now
         self._count("installs_failed")
         held = self._held[binding]
-        yield Refuse(held.element.service, held.element.holder)
+        yield Refuse(held.element.service, held.element.held_by)
         if held.packet is not None:
             yield Verdict(held.packet, Action.REFUSE)
         yield from self._withdraw(held, Ending.LOST)
@@ -711,7 +724,7 @@ class Gateway:
         broken: list[Element] = []
         for held in [held for held in self._in_force() if held.installed]:
             element = held.element
-            key = (element.service, element.holder)
+            key = (element.service, element.held_by)
             left_s = kernel.holders.get(key)
             if left_s is not None:
                 held.see(left_s, now.monotonic_ns)
@@ -719,17 +732,17 @@ class Gateway:
             if left_s is None and may_be_idle:
                 yield from self._withdraw(held, Ending.IDLE)
                 continue
-            inbound = kernel.inbound.get((element.service, element.public))
+            inbound = kernel.inbound.get((element.service, element.held_at))
             mapped = inbound == element.holder and kernel.outbound.get(key) == element.public
             if (left_s is not None and mapped) or (inbound is None and may_be_idle):
                 continue
             if inbound not in (None, element.holder):
-                yield RemoveStray(element.service, None, element.public)
+                yield RemoveStray(element.service, None, element.held_at)
             broken.append(held.timed())
         if broken:
             yield Restore("elements", tuple(broken))
-        holders = {(held.element.service, held.element.holder) for held in self._held.values()}
-        publics = {(held.element.service, held.element.public) for held in self._held.values()}
+        holders = {(held.element.service, held.element.held_by) for held in self._held.values()}
+        publics = {(held.element.service, held.element.held_at) for held in self._held.values()}
         for service, holder in kernel.holders.keys() - holders:
             yield RemoveStray(service, holder, None)
         for service, public in kernel.inbound.keys() - publics:
@@ -750,7 +763,7 @@ class Gateway:
 
     def _leave_old_addresses(self) -> Iterator[Effect]:
         for held in list(self._in_force()):
-            if held.element.public != self.public:
+            if held.element.public not in self.publics():
                 yield from self._withdraw(held, Ending.ADDRESS_CHANGED)
 
     def _announce(self, now: Instant) -> Iterator[Effect]:
@@ -781,7 +794,7 @@ class Gateway:
         yield Submit(
             OpenSession(
                 gateway=self.settings.gateway,
-                public_addresses=() if self.public is None else (self.public.packed,),
+                public_addresses=tuple(address.packed for address in self.publics()),
                 services=self.settings.definitions,
                 host=self.settings.host,
                 # Once: two that take over from each other would do so for ever.
@@ -821,7 +834,7 @@ class Gateway:
         due = [element for at_ns, element in self._purges if at_ns <= now.monotonic_ns]
         self._purges = [(at_ns, element) for at_ns, element in self._purges if at_ns > now.monotonic_ns]
         for element in due:
-            if self.binding_of(element.service, element.holder) is None:
+            if self.binding_of(element.service, element.held_by) is None:
                 yield Purge(element)
         if now.monotonic_ns >= self._next_tick_ns:
             self._next_tick_ns = now.monotonic_ns + self._tick_ns()
@@ -868,4 +881,9 @@ def standing_elements(kernel: KernelView) -> Iterator[Element]:
     for (service, holder), left_s in kernel.holders.items():
         public = kernel.outbound.get((service, holder))
         if public is not None:
-            yield Element(service, holder, public, left_s)
+            yield element_of(service, holder, public, left_s)
+
+
+def key_of_claim(request: ClaimPort) -> tuple[str, Key]:
+    peer = None if request.peer is None else IPv4Address(request.peer)
+    return request.service, key_of(IPv4Address(request.holder), peer)

@@ -9,7 +9,7 @@ Rule 3: whatever a host on the LAN can make grow has a bound.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -76,7 +76,7 @@ class Held:
     def timed(self) -> Element:
         """Its element, with the idle time that was left when it was last seen."""
         left_s = None if self.expires_ns is None else max(0, self.expires_ns - self.seen_ns) / SECOND_NS
-        return Element(self.element.service, self.element.holder, self.element.public, left_s)
+        return replace(self.element, left_s=left_s)
 
     # --- what the holder says --------------------------------------------------------------------------
 
@@ -113,5 +113,7 @@ class Held:
 def held_from(view: BindingView, idle_ns: int, packet: int | None = None) -> Held:
     """A binding as the tracker gave it; `packet` waits for its installation."""
     resource = view.resource
-    element = Element(resource.service, IPv4Address(view.holder), IPv4Address(resource.public_address))
+    peer = None if resource.peer is None else IPv4Address(resource.peer)
+    holder, public = IPv4Address(view.holder), IPv4Address(resource.public_address)
+    element = Element(resource.service, holder, public, peer=peer)
     return Held(view.binding, element, view.since_ns, view.epoch, idle_ns, view.user_name, packet)

@@ -26,7 +26,7 @@ import nftables
 
 from rewriter import ruleset
 from rewriter.effects import Carried, KernelView
-from rewriter.ruleset import Element, Ruleset, Service
+from rewriter.ruleset import Element, Key, Ruleset, Service, host_of, key_of, key_text, peer_of
 from tracker.instant import Instant
 
 SIOCGIFADDR = 0x8915  # include/uapi/linux/sockios.h
@@ -117,10 +117,10 @@ class Tables:
         except KernelRefused:
             return None
 
-    def timed(self, name: str) -> dict[IPv4Address, float]:
+    def timed(self, name: str) -> dict[Key, float]:
         """A set of addresses with timeouts: address → seconds left, as text: JSON has whole seconds only."""
         found = TIMED_ELEMENT.findall(self._text("set", name))
-        return {IPv4Address(address): seconds(left) for address, left in found}
+        return {to_key(key.split(" . ")): seconds(left) for key, left in found}
 
     def pairs(self, name: str) -> set[IPv4Address]:
         """The addresses that stand in a set of equal pairs."""
@@ -130,12 +130,12 @@ class Tables:
             if isinstance(element, dict) and "concat" in element
         }
 
-    def mapped(self, name: str) -> dict[IPv4Address, IPv4Address]:
+    def mapped(self, name: str) -> dict[Key, IPv4Address]:
         """A map of addresses, with timeouts or without."""
-        return {IPv4Address(key_of(key)): IPv4Address(value) for key, value in self.elements("map", name)}
+        return {to_key(key_words(key)): IPv4Address(value) for key, value in self.elements("map", name)}
 
 
-TIMED_ELEMENT = re.compile(r"(\d+\.\d+\.\d+\.\d+)(?: timeout \S+)? expires (\w+)")
+TIMED_ELEMENT = re.compile(r"((?:[\d.]+ \. )?\d+\.\d+\.\d+\.\d+)(?: timeout \S+)? expires (\w+)")
 SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
@@ -148,11 +148,16 @@ def first_lines(text: str) -> str:
     return "; ".join(text.strip().splitlines()[:3]) or "refused without a word"
 
 
-def key_of(element: object) -> str:
+def key_words(element: object) -> list[str]:
     """The key of an element in nft's JSON, which wraps those that have a timeout."""
     if isinstance(element, dict) and "elem" in element:
-        return str(element["elem"]["val"])
-    return str(element)
+        return key_words(element["elem"]["val"])
+    return element["concat"] if isinstance(element, dict) else [str(element)]
+
+
+def to_key(words: Sequence[str]) -> Key:
+    address, *peer = map(IPv4Address, words)
+    return key_of(address, peer[0] if peer else None)
 
 
 # --- connections ------------------------------------------------------------------------------------------
@@ -465,9 +470,10 @@ class GatewayKernel:
         remove_queue_rules(keep=() if rules.native_queue else (rules.claim_queue, rules.talk_queue))
         self._baseline = {}
         for service in rules.services:
-            self._forget_all_but(service, {e.holder for e in elements if e.service == service.name})
+            here = [e for e in elements if e.service == service.name]
+            self._forget_all_but(service, here)
             # Peers went on sending while nobody held, or nobody came to the end of an installation.
-            self._forget_claimed_tuples(service, [e for e in elements if e.service == service.name])
+            self._forget_claimed_tuples(service, here)
         return kept, before
 
     def _found(self, wanted: Iterable[tuple[int, Element]]) -> list[tuple[int, Element]]:
@@ -500,14 +506,14 @@ class GatewayKernel:
                 holders = self._holders(service)
             except KernelRefused:
                 continue  # it does not know this service
-            for host, public in holders.items():
-                yield Element(service.name, host, public)
+            for key, public in holders.items():
+                yield ruleset.element_of(service.name, key, public)
 
     def _left_s(self, element: Element) -> float | None:
         label = self.rules.service(element.service).label
         try:
-            left_s = self.tables.timed(f"{label}_holders").get(element.holder)
-            public = self.tables.mapped(f"{label}_outbound").get(element.holder)
+            left_s = self.tables.timed(f"{label}_holders").get(element.held_by)
+            public = self.tables.mapped(f"{label}_outbound").get(element.held_by)
         except KernelRefused:
             return None
         return left_s if public == element.public else None
@@ -524,7 +530,7 @@ class GatewayKernel:
     def install(self, element: Element) -> None:
         """Give the port; connections from before that would get in its way are forgotten."""
         service = self.rules.service(element.service)
-        self._forget(service, lambda _: True)
+        self._forget(service, lambda connection: is_in_the_way(element, connection))
         self._remove(element, anyone=True)  # a packet's refresh can bring back what was just deleted
         self.tables.apply(ruleset.install(self.rules, self._epoch(), element))
         # Behind the batch: a peer that goes on sending makes a connection to nobody with each packet that
@@ -546,7 +552,7 @@ class GatewayKernel:
         """Forget the connections of a former holder, and elements that a late packet refreshed."""
         self._remove(element)
         service = self.rules.service(element.service)
-        self._forget(service, lambda connection: element.holder in inside(connection))
+        self._forget(service, lambda connection: is_of(element, connection))
 
     def _remove(
         self, element: Element, *, anyone: bool = False, always: bool = False, to_anybody: bool = False
@@ -572,28 +578,39 @@ class GatewayKernel:
         label = self.rules.service(element.service).label
         inbound = self.tables.mapped(f"{label}_inbound")
         outbound = self.tables.mapped(f"{label}_outbound")
-        holders = {host for host, public in outbound.items() if public == element.public} if anyone else set()
-        holders.add(element.holder)
-        found = [
-            (f"{label}_holders", str(host))
-            for host in self.tables.timed(f"{label}_holders")
-            if host in holders
-        ]
-        found += [(f"{label}_outbound", str(host)) for host in outbound if host in holders]
+        holders = {element.held_by}
+        if anyone:
+            found_there = inbound.get(element.held_at)
+            holders |= {
+                key
+                for key, public in outbound.items()
+                if public == element.public and (element.peer is None or key == (found_there, element.peer))
+            }
+        timed = self.tables.timed(f"{label}_holders")
+        found = [(f"{label}_holders", key_text(key)) for key in timed if key in holders]
+        found += [(f"{label}_outbound", key_text(key)) for key in outbound if key in holders]
         found += [
-            (f"{label}_inbound", str(public))
-            for public, host in inbound.items()
-            if host in holders or (anyone and public == element.public)
+            (f"{label}_inbound", key_text(key))
+            for key, host in inbound.items()
+            if key_of(host, peer_of(key)) in holders or (anyone and key == element.held_at)
         ]
-        others = {host for s in self.rules.services if s.label != label for host in self._holders(s)}
+        others = {
+            host_of(key)
+            for other in self.rules.services
+            for key in self._holders(other)
+            if other.label != label or key not in holders
+        }
         own = self.tables.pairs("own_address")
-        found += [("own_address", ruleset.address_pair(host)) for host in holders - others if host in own]
+        gone = {host_of(key) for key in holders} - others
+        found += [("own_address", ruleset.address_pair(host)) for host in gone if host in own]
         return found
 
-    def _holders(self, service: Service) -> dict[IPv4Address, IPv4Address]:
+    def _holders(self, service: Service) -> dict[Key, IPv4Address]:
         return self.tables.mapped(f"{service.label}_outbound")
 
     def _carried(self, service: Service) -> Carried:
+        if service.per_peer:
+            return Carried()  # its counters are those of all its holders
         counters = self.tables.counters()
         if self.tables.epoch() != self.epoch:  # asked for behind them: an epoch does not come back
             raise KernelRefused("the counters are another table's: they began anew")
@@ -604,10 +621,10 @@ class GatewayKernel:
         sent, received, callers = counted
         return Carried(sent[0] + received[0], sent[1] + received[1], callers[0])
 
-    def refuse(self, service: str, host: IPv4Address) -> None:
+    def refuse(self, service: str, host: Key) -> None:
         self.tables.apply(ruleset.refuse(self._epoch(), self.rules.service(service), host))
 
-    def settle(self, service: str, host: IPv4Address) -> None:
+    def settle(self, service: str, host: Key) -> None:
         self.tables.apply(ruleset.settle(self._epoch(), self.rules.service(service), host))
 
     def _chains(self) -> dict[str, str | None]:
@@ -643,11 +660,11 @@ class GatewayKernel:
     def keep_alive(self) -> None:
         self.tables.apply(ruleset.keep_alive(self._epoch()))
 
-    def remove_stray(self, service: str, holder: IPv4Address | None, public: IPv4Address | None) -> None:
+    def remove_stray(self, service: str, holder: Key | None, public: Key | None) -> None:
         """Remove elements that no binding stands behind."""
         found = self.rules.service(service)
-        remove = [] if holder is None else [(f"{found.label}_holders", str(holder))]
-        remove += [] if public is None else [(f"{found.label}_inbound", str(public))]
+        remove = [] if holder is None else [(f"{found.label}_holders", key_text(holder))]
+        remove += [] if public is None else [(f"{found.label}_inbound", key_text(public))]
         try:
             self.tables.apply(ruleset.withdraw(self._epoch(), found, remove))
         except KernelRefused:
@@ -655,7 +672,8 @@ class GatewayKernel:
                 raise
             return  # it ran out by itself; whatever still stands is seen again at the next look
         if holder is not None:
-            self._forget(found, lambda connection: holder in inside(connection))
+            host, peer = host_of(holder), peer_of(holder)
+            self._forget(found, lambda connection: is_between(host, peer, connection))
 
     def restore(self, elements: Sequence[Element]) -> None:
         """Bring back what somebody flushed. Connections made meanwhile past our rules are forgotten."""
@@ -681,7 +699,7 @@ class GatewayKernel:
         service = self.rules.service(element.service)
         live: set[IPv4Address] = set()
         for connection in self._marked(service):
-            if connection.replied and element.holder in inside(connection):
+            if connection.replied and is_of(element, connection):
                 opened_inside = connection.original[0] == element.holder
                 live.add(connection.original[1] if opened_inside else connection.original[0])
         return live
@@ -698,9 +716,9 @@ class GatewayKernel:
         return KernelView(None, {}, {}, {}, queueing=False, public=public)
 
     def _view(self, epoch: int, public: IPv4Address | None) -> KernelView:
-        holders: dict[tuple[str, IPv4Address], float] = {}
-        inbound: dict[tuple[str, IPv4Address], IPv4Address] = {}
-        outbound: dict[tuple[str, IPv4Address], IPv4Address] = {}
+        holders: dict[tuple[str, Key], float] = {}
+        inbound: dict[tuple[str, Key], IPv4Address] = {}
+        outbound: dict[tuple[str, Key], IPv4Address] = {}
         for service in self.rules.services:
             for host, left_s in self.tables.timed(f"{service.label}_holders").items():
                 holders[service.name, host] = left_s
@@ -728,8 +746,8 @@ class GatewayKernel:
             if which(connection):
                 delete_connection(connection)
 
-    def _forget_all_but(self, service: Service, holders: set[IPv4Address]) -> None:
-        self._forget(service, lambda connection: not holders & inside(connection))
+    def _forget_all_but(self, service: Service, elements: Sequence[Element]) -> None:
+        self._forget(service, lambda connection: not any(is_of(element, connection) for element in elements))
 
     def _forget_claimed_tuples(self, service: Service, elements: Sequence[Element]) -> None:
         """Entries that aren't the service's own but have its public ports, or go to them: a caller's from
@@ -762,3 +780,19 @@ def counter_names(service: Service) -> tuple[str, str, str]:
 def inside(connection: Connection) -> set[IPv4Address]:
     """Both ends that can be the host on the LAN: the opener, or the one a caller was forwarded to."""
     return {connection.original[0], connection.reply[0]}
+
+
+def is_between(host: IPv4Address, peer: IPv4Address | None, connection: Connection) -> bool:
+    ends = (*connection.original[:2], *connection.reply[:2])
+    return host in inside(connection) and (peer is None or peer in ends)
+
+
+def is_of(element: Element, connection: Connection) -> bool:
+    """Whether a connection of the service is the binding's."""
+    return is_between(element.holder, element.peer, connection)
+
+
+def is_in_the_way(element: Element, connection: Connection) -> bool:
+    """Whether a connection of the service, whosever it was, is at the place that the binding gets."""
+    ends = (*connection.original[:2], *connection.reply[:2])
+    return element.peer is None or (element.peer in ends and element.public in ends)

@@ -112,8 +112,9 @@ class Ports:
 class Service:
     """What is forwarded together; `number` (1..15) is its place in the connection mark.
 
-    `fixed_holder`: who has it always, by policy "fixed". `unsolicited`: to whom connections go that are
-    opened from outside; `callers`: who may open them (None: anybody).
+    `per_peer`: several hosts have it, one for each peer. `fixed_holder`: who has it by policy "fixed".
+    `unsolicited`: to whom connections go that are opened from outside; `callers`: who may open them (None:
+    anybody).
     """
 
     name: str
@@ -123,6 +124,7 @@ class Service:
     idle_s: float
     rewrites: bool
     policy: Policy = "first"
+    per_peer: bool = False
     fixed_holder: IPv4Address | None = None
     unsolicited: Unsolicited = "holder"
     callers: Callers | None = None
@@ -136,6 +138,16 @@ class Service:
     def ports(self) -> tuple[Ports, ...]:
         """All its ports, control ports included, no two ranges touching."""
         return merged((*self.control, *self.forward))
+
+    @property
+    def sender(self) -> str:
+        """What a packet to the outside is looked up by among the holders."""
+        return "ip saddr . ip daddr" if self.per_peer else "ip saddr"
+
+    @property
+    def receiver(self) -> str:
+        """What a packet from the outside is looked up by."""
+        return "ip daddr . ip saddr" if self.per_peer else "ip daddr"
 
     @property
     def called_at(self) -> str:
@@ -155,6 +167,19 @@ def merged(spans: Iterable[Ports]) -> tuple[Ports, ...]:
     return tuple(found)
 
 
+Key = IPv4Address | tuple[IPv4Address, IPv4Address]
+"""What kernel and worker know a holder by: its address, per peer with the peer's."""
+
+
+def key_text(key: Key) -> str:
+    """The key as an element of its set."""
+    return " . ".join(map(str, key)) if isinstance(key, tuple) else str(key)
+
+
+def key_of(address: IPv4Address, peer: IPv4Address | None) -> Key:
+    return address if peer is None else (address, peer)
+
+
 @dataclass(frozen=True, slots=True)
 class Element:
     """A binding as the kernel holds it; `left_s` of the idle time are left (None: all of it)."""
@@ -163,6 +188,27 @@ class Element:
     holder: IPv4Address
     public: IPv4Address
     left_s: float | None = None
+    peer: IPv4Address | None = None
+
+    @property
+    def held_by(self) -> Key:
+        return key_of(self.holder, self.peer)
+
+    @property
+    def held_at(self) -> Key:
+        return key_of(self.public, self.peer)
+
+
+def element_of(service: str, key: Key, public: IPv4Address, left_s: float | None = None) -> Element:
+    return Element(service, host_of(key), public, left_s, peer_of(key))
+
+
+def host_of(key: Key) -> IPv4Address:
+    return key[0] if isinstance(key, tuple) else key
+
+
+def peer_of(key: Key) -> IPv4Address | None:
+    return key[1] if isinstance(key, tuple) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +298,7 @@ def opened_by(rules: Ruleset, service: Service, opened: int) -> str:
 
 
 def is_hairpinned(rules: Ruleset, service: Service) -> bool:
-    return rules.hairpin and service.unsolicited == "holder"
+    return rules.hairpin and service.unsolicited == "holder" and not service.per_peer
 
 
 def mark_connection(rules: Ruleset, service: Service, opened: int) -> str:
@@ -323,16 +369,17 @@ def left(service: Service, binding: Element) -> str:
 def service_sets(rules: Ruleset, service: Service, bindings: Sequence[Element]) -> Iterator[str]:
     mine = [binding for binding in bindings if binding.service == service.name]
     name, idle = service.label, f"timeout {milliseconds(service.idle_s)};"
+    key = "ipv4_addr . ipv4_addr" if service.per_peer else "ipv4_addr"
     yield f"set {name}_control {{ {PORT_SET}{elements(ports.text() for ports in service.control)} }}"
     yield f"set {name}_ports {{ {PORT_SET}{elements(ports.text() for ports in service.ports())} }}"
-    holders = elements(f"{b.holder}{left(service, b)}" for b in mine)
-    yield f"set {name}_holders {{ type ipv4_addr; {DYNAMIC} {idle}{holders} }}"
-    inbound = elements(f"{b.public}{left(service, b)} : {b.holder}" for b in mine)
-    yield f"map {name}_inbound {{ type ipv4_addr : ipv4_addr; {DYNAMIC} {idle}{inbound} }}"
-    outbound = elements(f"{b.holder} : {b.public}" for b in mine)
-    yield f"map {name}_outbound {{ type ipv4_addr : ipv4_addr;{outbound} }}"
-    yield f"set {name}_pending {{ type ipv4_addr; {DYNAMIC} timeout {PENDING_TIMEOUT_S}s; }}"
-    yield f"set {name}_refused {{ type ipv4_addr; {DYNAMIC} timeout {milliseconds(rules.refused_s)}; }}"
+    holders = elements(f"{key_text(b.held_by)}{left(service, b)}" for b in mine)
+    yield f"set {name}_holders {{ type {key}; {DYNAMIC} {idle}{holders} }}"
+    inbound = elements(f"{key_text(b.held_at)}{left(service, b)} : {b.holder}" for b in mine)
+    yield f"map {name}_inbound {{ type {key} : ipv4_addr; {DYNAMIC} {idle}{inbound} }}"
+    outbound = elements(f"{key_text(b.held_by)} : {b.public}" for b in mine)
+    yield f"map {name}_outbound {{ type {key} : ipv4_addr;{outbound} }}"
+    yield f"set {name}_pending {{ type {key}; {DYNAMIC} timeout {PENDING_TIMEOUT_S}s; }}"
+    yield f"set {name}_refused {{ type {key}; {DYNAMIC} timeout {milliseconds(rules.refused_s)}; }}"
     yield f"set {name}_hung_up {{ type ipv4_addr . ipv4_addr; {DYNAMIC} timeout {HUNG_UP_TIMEOUT_S}s; }}"
     yield f"counter {name}_sent {{ }}"
     yield f"counter {name}_received {{ }}"
@@ -380,11 +427,11 @@ def select_chains(rules: Ruleset) -> Iterator[str]:
                 f"{hairpin} goto {name}_outgoing",
             ]
         select += [
-            f"iifname {lan} ip saddr @{name}_holders {mine} goto {name}_outgoing",
-            f"iifname {lan} oifname {wan} ip saddr @{name}_holders"
+            f"iifname {lan} {service.sender} @{name}_holders {mine} goto {name}_outgoing",
+            f"iifname {lan} oifname {wan} {service.sender} @{name}_holders"
             f" meta l4proto . th dport @{name}_ports goto {name}_outgoing",
             f"iifname {lan} oifname {wan} meta l4proto . th dport @{name}_control goto {name}_claim",
-            f"iifname {wan} ip daddr @{name}_holders {mine} goto {name}_incoming",
+            f"iifname {wan} {service.receiver} @{name}_holders {mine} goto {name}_incoming",
         ]
         yield from service_chains(rules, service)
     yield chain("talk", "", talk_rules(rules))
@@ -440,10 +487,10 @@ def service_chains(rules: Ruleset, service: Service) -> Iterator[str]:
             f" {add_mark(rules, REFUSED)} accept"
         )
     claim += [
-        f"ip saddr @{name}_refused counter name refused {add_mark(rules, REFUSED)} accept",
+        f"{service.sender} @{name}_refused counter name refused {add_mark(rules, REFUSED)} accept",
         # The limit makes it one upcall a host, whatever number of processors sees its packets at once: the
         # element's own lock lets one through. `add` leaves the timeout alone: a lost upcall is tried again.
-        f"add @{name}_pending {{ ip saddr limit rate 1/minute burst 1 packets }}"
+        f"add @{name}_pending {{ {service.sender} limit rate 1/minute burst 1 packets }}"
         f" counter name claims_queued {add_mark(rules, CLAIM)} accept",
         "drop",
     ]
@@ -487,12 +534,12 @@ def fence_chain(rules: Ruleset) -> str:
     for service in rules.services:
         name = service.label
         mine = of_service(rules, service)
-        unless_passed = f" ip saddr != @{name}_refused" if rules.refusal == "pass" else ""
-        unless_answered = unless_passed.replace("saddr", "daddr")
+        unless_passed = f" {service.sender} != @{name}_refused" if rules.refusal == "pass" else ""
+        unless_answered = unless_passed.replace(service.sender, service.receiver)
         if rules.fenced:
             fence += [
                 f"{mine} {WITHOUT_LEASE} drop",
-                f"iifname {lan} oifname {wan} ip saddr @{name}_holders"
+                f"iifname {lan} oifname {wan} {service.sender} @{name}_holders"
                 f" meta l4proto . th dport @{name}_ports {WITHOUT_LEASE} drop",
             ]
         if is_hairpinned(rules, service):
@@ -504,14 +551,14 @@ def fence_chain(rules: Ruleset) -> str:
                 for direction, side in (("original", "daddr"), ("reply", "saddr"))
             ]
         fence += [
-            f"iifname {lan} oifname {wan} meta l4proto . th dport @{name}_control ip saddr != @{name}_holders"
-            f"{unless_passed} counter name not_the_holder drop",
+            f"iifname {lan} oifname {wan} meta l4proto . th dport @{name}_control"
+            f" {service.sender} != @{name}_holders{unless_passed} counter name not_the_holder drop",
             # Conntrack remembers what was unbound; a packet held in a queue could even bring it back.
-            f"iifname {wan} {mine} ip daddr != @{name}_holders counter name not_the_holder drop",
-            f"iifname {lan} {mine} ip saddr != @{name}_holders counter name not_the_holder drop",
+            f"iifname {wan} {mine} {service.receiver} != @{name}_holders counter name not_the_holder drop",
+            f"iifname {lan} {mine} {service.sender} != @{name}_holders counter name not_the_holder drop",
             # Opened past our rules, before they stood or while somebody had flushed them.
             f"iifname {wan} ct direction reply meta l4proto . th sport @{name}_control"
-            f" ip daddr != @{name}_holders{unless_answered} counter name not_the_holder drop",
+            f" {service.receiver} != @{name}_holders{unless_answered} counter name not_the_holder drop",
         ]
     if rules.rewrites_in_kernel:
         fence.append(
@@ -542,17 +589,17 @@ def nat_chains(rules: Ruleset) -> Iterator[str]:
             # and the rules behind it see that.
             port = "" if is_looked_after(rules, service) else f" : {protocol} sport"
             leaving += [
-                f"iifname {lan} oifname {wan} ip saddr @{name}_holders meta l4proto {protocol}"
+                f"iifname {lan} oifname {wan} {service.sender} @{name}_holders meta l4proto {protocol}"
                 f" meta l4proto . th dport @{name}_ports {mark_connection(rules, service, OPENED_INSIDE)}"
-                f" snat to ip saddr map @{name}_outbound{port}",
+                f" snat to {service.sender} map @{name}_outbound{port}",
                 # Not in the map: somebody flushed it. Untranslated, the flow would stay so all its life.
-                f"iifname {lan} oifname {wan} ip saddr @{name}_holders meta l4proto {protocol}"
+                f"iifname {lan} oifname {wan} {service.sender} @{name}_holders meta l4proto {protocol}"
                 f" meta l4proto . th dport @{name}_ports counter name not_the_holder drop",
             ]
             others += [
                 # Another host's flow from a held port would take the holder's tuple, and the holder's own
                 # packets would then vanish without a word (insert_failed in conntrack's statistics).
-                f"iifname {lan} oifname {wan} ip saddr != @{name}_holders meta l4proto {protocol}"
+                f"iifname {lan} oifname {wan} {service.sender} != @{name}_holders meta l4proto {protocol}"
                 f" meta l4proto . th sport @{name}_ports masquerade to :{RESERVED_FOR_OTHERS}",
             ]
     yield chain("nat_arriving", "type nat hook prerouting priority -101; policy accept;", arriving)
@@ -569,7 +616,7 @@ def caller_rules(rules: Ruleset, service: Service) -> Iterator[str]:
     name = service.label
     if service.unsolicited == "local":
         return
-    called = f"ip daddr @{name}_inbound meta l4proto . th dport @{service.called_at}"
+    called = f"{service.receiver} @{name}_inbound meta l4proto . th dport @{service.called_at}"
     outside = f"iifname {names(rules.wan)} {called}"
     if rules.fenced:  # dropped, not answered by the gateway itself: a connection to nobody would stay
         yield f"{outside} {WITHOUT_LEASE} drop"
@@ -584,12 +631,12 @@ def caller_rules(rules: Ruleset, service: Service) -> Iterator[str]:
         yield f"{outside} ip saddr != @{name}_may_call {turned_away}"
     if (rate := service.new_callers_per_minute) is not None:
         yield f"{outside} limit rate over {rate}/minute burst {rate} packets {turned_away}"
-    to_holder = f"counter name {name}_callers {{}} dnat to ip daddr map @{name}_inbound"
+    to_holder = f"counter name {name}_callers {{}} dnat to {service.receiver} map @{name}_inbound"
     yield f"{outside} {to_holder.format(mark_connection(rules, service, OPENED_OUTSIDE))}"
     if is_hairpinned(rules, service):
         calling = " update @calling_address { ip saddr . @nh,96,32 }" if rules.rewrites_in_kernel else ""
         yield (
-            f"iifname {names(rules.lan)} {called} ip saddr != @{name}_holders{calling}"
+            f"iifname {names(rules.lan)} {called} {service.sender} != @{name}_holders{calling}"
             f" {to_holder.format(mark_connection(rules, service, HAIRPIN))}"
         )
 
@@ -599,6 +646,7 @@ def idle_chain(rules: Ruleset) -> str:
     timers: list[str] = [*kept_port_rules(rules)] if rules.kept_ports() else []
     for service in rules.services:
         name = service.label
+        peer = " . ip daddr" if service.per_peer else ""
         for opened, direction, holder in (
             (OPENED_INSIDE, "original", "ct original ip saddr"),
             (OPENED_OUTSIDE, "reply", "ct reply ip saddr"),
@@ -611,8 +659,8 @@ def idle_chain(rules: Ruleset) -> str:
                 contacted = f"@{name}_contacted {{ ip saddr . ip daddr }}"
                 timers.append(f"{mark} ct direction original update {contacted}")
             timers += [
-                f"{mark} ct direction {direction} update @{name}_holders {{ {holder} }}"
-                f" update @{name}_inbound {{ ip saddr : {holder} }} counter name {name}_sent return",
+                f"{mark} ct direction {direction} update @{name}_holders {{ {holder}{peer} }}"
+                f" update @{name}_inbound {{ ip saddr{peer} : {holder} }} counter name {name}_sent return",
                 f"{mark} counter name {name}_received return",
             ]
     return chain("idle", "type filter hook postrouting priority 149; policy accept;", timers)
@@ -806,16 +854,17 @@ def install(rules: Ruleset, epoch: int, binding: Element) -> str:
     """Give the port: holder, both directions of NAT, and a clean slate for the ones waiting."""
     service = rules.service(binding.service)
     name, timing = service.label, left(service, binding)
+    held_by, held_at = key_text(binding.held_by), key_text(binding.held_at)
     forget = f"flush set ip {TABLE} {name}_contacted\n" if service.callers == "contacted" else ""
     return (
         fence(epoch)
         + forget
-        + f"add element ip {TABLE} {name}_holders {{ {binding.holder}{timing} }}\n"
-        + f"add element ip {TABLE} {name}_outbound {{ {binding.holder} : {binding.public} }}\n"
-        + f"add element ip {TABLE} {name}_inbound {{ {binding.public}{timing} : {binding.holder} }}\n"
+        + f"add element ip {TABLE} {name}_holders {{ {held_by}{timing} }}\n"
+        + f"add element ip {TABLE} {name}_outbound {{ {held_by} : {binding.public} }}\n"
+        + f"add element ip {TABLE} {name}_inbound {{ {held_at}{timing} : {binding.holder} }}\n"
         + f"add element ip {TABLE} own_address {{ {address_pair(binding.holder)} }}\n"
         + f"add element ip {TABLE} own_address {{ {address_pair(binding.public)} }}\n"
-        + settled(service, binding.holder)
+        + settled(service, binding.held_by)
     )
 
 
@@ -833,26 +882,26 @@ def withdraw(
     return fence(epoch) + "".join(lines) + "".join(f"flush set ip {TABLE} {name}\n" for name in flushes)
 
 
-def refuse(epoch: int, service: Service, host: IPv4Address) -> str:
+def refuse(epoch: int, service: Service, host: Key) -> str:
     """Answer a host from the kernel for a while, without another upcall."""
     name = service.label
     return (
         fence(epoch)
-        + f"add element ip {TABLE} {name}_refused {{ {host} }}\n"
-        + f"delete element ip {TABLE} {name}_refused {{ {host} }}\n"
-        + f"add element ip {TABLE} {name}_refused {{ {host} }}\n"
+        + f"add element ip {TABLE} {name}_refused {{ {key_text(host)} }}\n"
+        + f"delete element ip {TABLE} {name}_refused {{ {key_text(host)} }}\n"
+        + f"add element ip {TABLE} {name}_refused {{ {key_text(host)} }}\n"
         + settled(service, host)
     )
 
 
-def settle(epoch: int, service: Service, host: IPv4Address) -> str:
+def settle(epoch: int, service: Service, host: Key) -> str:
     """A claim that is over: the host may ask again at once."""
     return fence(epoch) + settled(service, host)
 
 
-def settled(service: Service, host: IPv4Address) -> str:
-    name = f"{service.label}_pending"
-    return f"add element ip {TABLE} {name} {{ {host} }}\ndelete element ip {TABLE} {name} {{ {host} }}\n"
+def settled(service: Service, host: Key) -> str:
+    name, key = f"{service.label}_pending", key_text(host)
+    return f"add element ip {TABLE} {name} {{ {key} }}\ndelete element ip {TABLE} {name} {{ {key} }}\n"
 
 
 def offer(epoch: int, nonce: int, lease_ms: int) -> str:

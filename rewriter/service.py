@@ -143,6 +143,7 @@ class Worker:
             take_over=take_over,
             standby=section.standby,
             fence=section.on_tracker_loss == "fence",
+            more_public=tuple(map(IPv4Address, section.public_addresses[1:])),
         )
         self._gateway = Gateway(settings, self._public_address())
         self._queues: dict[str, Queue] = {}
@@ -182,8 +183,9 @@ class Worker:
         )
 
     def _public_address(self) -> IPv4Address | None:
-        if self._section.public_address is not None:
-            return IPv4Address(self._section.public_address)
+        configured = self._section.public_address or next(iter(self._section.public_addresses), None)
+        if configured is not None:
+            return IPv4Address(configured)
         return kernel.address_of(self._section.wan)
 
     # --- the loop ----------------------------------------------------------------------------------------

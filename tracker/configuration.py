@@ -385,8 +385,17 @@ def _service_problems(key: str, name: str, section: ServiceSection) -> Iterator[
         yield f"{key}.control", f"is missing, and the profile {section.profile!r} has no default"
     if not definition.forward:
         yield f"{key}.forward", f"is missing, and the profile {section.profile!r} has no default"
-    if section.sharing is not Sharing.EXCLUSIVE:
-        yield f"{key}.sharing", f"{section.sharing.value!r} is not supported yet, only 'exclusive'"
+    if section.sharing is Sharing.PER_PEER:
+        if section.policy is not Policy.FIRST:
+            yield (
+                f"{key}.sharing",
+                "'per-peer' goes only with policy = 'first'",
+            )
+        if section.callers == "contacted":
+            yield (
+                f"{key}.callers",
+                "has no effect with sharing = 'per-peer', where only contacted peers call in",
+            )
 
 
 def _same_sockets(section: TrackerSection) -> Iterator[tuple[str, str]]:

@@ -493,11 +493,26 @@ def _claim(state: State, worker: str, body: ClaimPort, age_ms: int, now: Instant
     refusal = _unfit(state, worker, body, age_ms)
     if refusal is not None:
         return Decision(reply=ClaimRefused(refusal, None, None))
-    resource = Resource(body.gateway, body.public_address, body.service, body.peer)
+    resource = _wanted(state, body)
     number = state.held.get(resource)
     if number is None:
         return _denied(state, body) or _bind(state, body, resource, now)
     return _claim_held(state, body, number, now)
+
+
+def _wanted(state: State, body: ClaimPort) -> Resource:
+    """What it is about: per peer, another public address where another host has the peer at the first one."""
+    resource = Resource(body.gateway, body.public_address, body.service, body.peer)
+    session = state.gateways[body.gateway].session
+    if body.peer is None or session is None:
+        return resource
+    others = (replace(resource, public_address=address) for address in session.public_addresses)
+    places = list(dict.fromkeys((resource, *others)))
+    for place in places:
+        number = state.held.get(place)
+        if number is not None and state.bindings[number].bound.holder == body.holder:
+            return place
+    return next((place for place in places if place not in state.held), resource)
 
 
 def _claim_held(state: State, body: ClaimPort, number: int, now: Instant) -> Decision:

@@ -11,8 +11,8 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from rewriter import kernel
-from rewriter.kernel import KernelRefused, QueueBusy
-from rewriter.ruleset import HOOKED_CHAINS
+from rewriter.kernel import KernelRefused, QueueBusy, to_key
+from rewriter.ruleset import HOOKED_CHAINS, Key
 from tools.simulation.netfilter import Kernel
 from tools.simulation.nft import BatchRefused, Set, Tables
 from tools.simulation.packets import Packet, PacketQueue
@@ -78,10 +78,10 @@ class SimulatedTables(kernel.Tables):
         table = self._tables.table
         return None if table is None or name not in HOOKED_CHAINS else f"{name} {table.chains}"
 
-    def timed(self, name: str) -> dict[IPv4Address, float]:
+    def timed(self, name: str) -> dict[Key, float]:
         now_ns = self._tables.clock()
         return {
-            IPv4Address(key): max(0, (element.expires_ns or 0) - now_ns) // MILLISECOND_NS / 1000
+            to_key(key.split(" . ")): max(0, (element.expires_ns or 0) - now_ns) // MILLISECOND_NS / 1000
             for key, element in self._found(name).living(now_ns).items()
         }
 
@@ -90,9 +90,9 @@ class SimulatedTables(kernel.Tables):
             IPv4Address(key.partition(" . ")[0]) for key in self._found(name).living(self._tables.clock())
         }
 
-    def mapped(self, name: str) -> dict[IPv4Address, IPv4Address]:
+    def mapped(self, name: str) -> dict[Key, IPv4Address]:
         living = self._found(name).living(self._tables.clock())
-        return {IPv4Address(key): IPv4Address(element.value or "") for key, element in living.items()}
+        return {to_key(key.split(" . ")): IPv4Address(element.value or "") for key, element in living.items()}
 
     def _found(self, name: str) -> Set:
         self._process.call()

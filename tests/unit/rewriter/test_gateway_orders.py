@@ -37,7 +37,8 @@ from rewriter.effects import (
     Withdraw,
 )
 from rewriter.gateway import Gateway
-from rewriter.ruleset import Element
+from rewriter.ruleset import Element, element_of
+from rewriter.ruleset import Key as HolderKey
 from tests.unit.rewriter.playbook import (
     ANN,
     BOB,
@@ -68,7 +69,7 @@ PORTS = {"cuseeme": 7648, "chat": 9000}
 IDLE_NS = round(IDLE_S * SECOND_NS)
 hosts = st.sampled_from([ANN, BOB])
 services = st.sampled_from(["cuseeme", "chat"])
-Key = tuple[str, IPv4Address]
+Key = tuple[str, HolderKey]
 
 
 class Tracker:
@@ -130,7 +131,7 @@ class Kernel:
         self.outbound[key] = element.public
         self.strays.discard(key)
 
-    def remove(self, service: str, host: IPv4Address) -> None:
+    def remove(self, service: str, host: HolderKey) -> None:
         self.holders.pop((service, host), None)
         self.outbound.pop((service, host), None)
         for key in [key for key, to in self.inbound.items() if key[0] == service and to == host]:
@@ -487,7 +488,7 @@ class Gateways(RuleBasedStateMachine):
         granted = set(self.tracker.open_elements().values())
         for key, public in self.kernel.outbound.items():
             if key in self.kernel.holders and key not in self.kernel.strays:
-                assert Element(*key, public) in granted, f"{key} holds {public} without a record"
+                assert element_of(*key, public) in granted, f"{key} holds {public} without a record"
 
     @invariant()
     def nobody_shares_a_port(self) -> None:
@@ -522,7 +523,7 @@ class Gateways(RuleBasedStateMachine):
         assert self.gateway.epoch == self.tracker.state.gateways["gw"].epoch
         granted = self.tracker.open_elements()
         installed = {Element(e.service, e.holder, e.public) for e in self.gateway.elements()}
-        in_kernel = {Element(*key, public) for key, public in self.kernel.outbound.items()}
+        in_kernel = {element_of(*key, public) for key, public in self.kernel.outbound.items()}
         assert set(granted.values()) == installed == in_kernel
         assert self.kernel.holders.keys() == self.kernel.outbound.keys()
         assert not self.reported & granted.keys(), "reported, and open in the log"

@@ -55,12 +55,14 @@ def test_times_are_read_as_nft_writes_them(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("element", "key"),
     [
-        ("192.168.1.10", "192.168.1.10"),
-        ({"elem": {"val": "192.168.1.10", "expires": 299}}, "192.168.1.10"),
+        ("192.168.1.10", ["192.168.1.10"]),
+        ({"elem": {"val": "192.168.1.10", "expires": 299}}, ["192.168.1.10"]),
+        ({"concat": ["192.168.1.10", "192.0.2.1"]}, ["192.168.1.10", "192.0.2.1"]),
+        ({"elem": {"val": {"concat": ["10.0.0.1", "10.0.0.2"]}, "expires": 9}}, ["10.0.0.1", "10.0.0.2"]),
     ],
 )
-def test_the_key_of_an_element_is_found_with_and_without_a_timeout(element: object, key: str) -> None:
-    assert kernel.key_of(element) == key
+def test_the_key_of_an_element_is_found_with_and_without_a_timeout(element: object, key: list[str]) -> None:
+    assert kernel.key_words(element) == key
 
 
 def test_both_ends_that_can_be_the_host_inside_are_considered() -> None:

@@ -129,8 +129,8 @@ def test_what_is_said_replaces_the_profile_s_default(tmp_path: Path) -> None:
             "services.x.callers: 198.51.100.1/24 has host bits set",
         ),
         (
-            "[services.x]\nprofile = 'cuseeme'\nsharing = 'per-peer'",
-            "services.x.sharing: 'per-peer' is not supported yet, only 'exclusive'",
+            "[services.x]\nprofile = 'cuseeme'\nsharing = 'per-peer'\npolicy = 'last'",
+            "services.x.sharing: 'per-peer' goes only with policy = 'first'",
         ),
         (
             "[services.X]\nprofile = 'cuseeme'",

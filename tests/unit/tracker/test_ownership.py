@@ -444,6 +444,21 @@ def test_whom_an_operator_keeps_from_claiming_takes_nothing_over(contested: Worl
     assert contested.say(claim(BOB), 5)[1] == ClaimRefused(ClaimRefusal.FROZEN, None, None)
 
 
+def test_the_second_host_of_a_peer_gets_the_second_public_address(world: World) -> None:
+    world.say(dataclasses.replace(opening(), public_addresses=(PUBLIC, OTHER_PUBLIC)))
+    carl = bytes([192, 168, 0, 4])
+
+    def wanted(holder: bytes) -> ReplyBody | None:
+        return world.say(claim(holder, service="shared", peer=REFLECTOR))[1]
+
+    for holder, address in ((ANN, PUBLIC), (BOB, OTHER_PUBLIC), (ANN, PUBLIC), (BOB, OTHER_PUBLIC)):
+        reply = wanted(holder)
+        assert isinstance(reply, ClaimGranted)
+        assert (reply.binding.holder, reply.binding.resource.public_address) == (holder, address)
+    assert wanted(carl) == ClaimRefused(ClaimRefusal.HELD, ANN, 1)
+    assert isinstance(world.say(claim(carl, service="shared", peer=BOB))[1], ClaimGranted)
+
+
 def test_a_per_peer_service_is_held_by_several_hosts_of_different_peers(opened: World) -> None:
     for holder, peer in ((ANN, REFLECTOR), (BOB, OTHER_PUBLIC)):
         assert isinstance(opened.say(claim(holder, service="shared", peer=peer))[1], ClaimGranted)
