@@ -24,7 +24,7 @@ from typing import Any
 import netfilterqueue
 import nftables
 
-from rewriter import ruleset
+from rewriter import passing, ruleset
 from rewriter.effects import Carried, KernelView
 from rewriter.ruleset import Element, Key, Ruleset, Service, host_of, key_of, key_text, peer_of
 from tracker.instant import Instant
@@ -462,10 +462,11 @@ class GatewayKernel:
         found = list(wanted) if (before or 0) < moved_epoch else self._found(wanted)
         kept = [binding for binding, _ in found]
         elements = [element for _, element in found]
-        rules = self._rules_for(epoch)
+        rules, was_passing = self._rules_for(epoch), self.tables.chain("passing") is not None
         self.tables.apply(ruleset.render(rules, epoch, elements, replaces=before))
         self.epoch, self.rules = epoch, rules
         self._loaded = self._chains()
+        self._route(elements, was_passing=was_passing)
         self.ensure_queueing()
         remove_queue_rules(keep=() if rules.native_queue else (rules.claim_queue, rules.talk_queue))
         self._baseline = {}
@@ -533,6 +534,8 @@ class GatewayKernel:
         self._forget(service, lambda connection: is_in_the_way(element, connection))
         self._remove(element, anyone=True)  # a packet's refresh can bring back what was just deleted
         self.tables.apply(ruleset.install(self.rules, self._epoch(), element))
+        if service.passthrough:
+            self._route([element])
         # Behind the batch: a peer that goes on sending makes a connection to nobody with each packet that
         # comes before it, and that one keeps the tuple: the new holder's packets would vanish.
         self._forget_claimed_tuples(service, [element])
@@ -545,6 +548,8 @@ class GatewayKernel:
         Raises KernelRefused when the table is not this epoch's, or is flushed, at any moment of it.
         """
         self._remove(element, always=True, to_anybody=not taken_over)
+        if self.rules.service(element.service).passthrough:
+            self._route([])
         self.purge(element)
         return self._carried(self.rules.service(element.service))
 
@@ -553,6 +558,14 @@ class GatewayKernel:
         self._remove(element)
         service = self.rules.service(element.service)
         self._forget(service, lambda connection: is_of(element, connection))
+
+    def _route(self, elements: Sequence[Element], *, was_passing: bool = False) -> None:
+        """Route the public address to whoever of these carries it itself; where nobody does, as ever."""
+        passed = [element for element in elements if self.rules.service(element.service).passthrough]
+        if passed:
+            passing.set_up(run, self.rules, passed[0].public, passed[0].holder)
+        elif was_passing or any(service.passthrough for service in self.rules.services):
+            passing.take_down(run, self.rules)
 
     def _remove(
         self, element: Element, *, anyone: bool = False, always: bool = False, to_anybody: bool = False
@@ -628,7 +641,8 @@ class GatewayKernel:
         self.tables.apply(ruleset.settle(self._epoch(), self.rules.service(service), host))
 
     def _chains(self) -> dict[str, str | None]:
-        return {name: self.tables.chain(name) for name in ruleset.HOOKED_CHAINS}
+        passing = ["passing"] if any(service.passthrough for service in self.rules.services) else []
+        return {name: self.tables.chain(name) for name in (*passing, *ruleset.HOOKED_CHAINS)}
 
     def is_intact(self) -> bool:
         """Whether the chains at the hooks are those that were loaded; `nft flush table` leaves the sets."""

@@ -54,7 +54,7 @@ MARK_BITS = 6
 MOST_SERVICES = 15
 
 # Packet marks, from the lowest bit of the mask; they live only inside the gateway's own hooks.
-CLAIM, TALK, REFUSED, SAME_PORT, HAIRPINNED = 1, 2, 4, 8, 16
+CLAIM, TALK, REFUSED, SAME_PORT, HAIRPINNED, PASSED = 1, 2, 4, 8, 16, 32
 # Connection marks: two bits say who opened it (HAIRPIN: from inside to the public address), four the service.
 OPENED_INSIDE, OPENED_OUTSIDE, HAIRPIN = 1, 2, 3
 
@@ -125,6 +125,7 @@ class Service:
     rewrites: bool
     policy: Policy = "first"
     per_peer: bool = False
+    passthrough: bool = False
     fixed_holder: IPv4Address | None = None
     unsolicited: Unsolicited = "holder"
     callers: Callers | None = None
@@ -138,6 +139,11 @@ class Service:
     def ports(self) -> tuple[Ports, ...]:
         """All its ports, control ports included, no two ranges touching."""
         return merged((*self.control, *self.forward))
+
+    @property
+    def held(self) -> str:
+        """The set in which holders are found; those that are not translated, by the public address."""
+        return f"{self.label}_inbound" if self.passthrough else f"{self.label}_holders"
 
     @property
     def sender(self) -> str:
@@ -282,7 +288,7 @@ def has_mark(rules: Ruleset, bits: int) -> str:
     return f"meta mark & {mark:#010x} == {mark:#010x}"
 
 
-def clear_marks(rules: Ruleset, bits: int = CLAIM | TALK | REFUSED | SAME_PORT | HAIRPINNED) -> str:
+def clear_marks(rules: Ruleset, bits: int = CLAIM | TALK | REFUSED | SAME_PORT | HAIRPINNED | PASSED) -> str:
     mark = rules.packet_mark(bits)
     return f"meta mark & {mark:#010x} != 0 meta mark set meta mark & {~mark & 0xFFFFFFFF:#010x}"
 
@@ -298,7 +304,8 @@ def opened_by(rules: Ruleset, service: Service, opened: int) -> str:
 
 
 def is_hairpinned(rules: Ruleset, service: Service) -> bool:
-    return rules.hairpin and service.unsolicited == "holder" and not service.per_peer
+    translated = not service.per_peer and not service.passthrough
+    return rules.hairpin and service.unsolicited == "holder" and translated
 
 
 def mark_connection(rules: Ruleset, service: Service, opened: int) -> str:
@@ -427,11 +434,11 @@ def select_chains(rules: Ruleset) -> Iterator[str]:
                 f"{hairpin} goto {name}_outgoing",
             ]
         select += [
-            f"iifname {lan} {service.sender} @{name}_holders {mine} goto {name}_outgoing",
-            f"iifname {lan} oifname {wan} {service.sender} @{name}_holders"
+            f"iifname {lan} {service.sender} @{service.held} {mine} goto {name}_outgoing",
+            f"iifname {lan} oifname {wan} {service.sender} @{service.held}"
             f" meta l4proto . th dport @{name}_ports goto {name}_outgoing",
             f"iifname {lan} oifname {wan} meta l4proto . th dport @{name}_control goto {name}_claim",
-            f"iifname {wan} {service.receiver} @{name}_holders {mine} goto {name}_incoming",
+            f"iifname {wan} {service.receiver} @{service.held} {mine} goto {name}_incoming",
         ]
         yield from service_chains(rules, service)
     yield chain("talk", "", talk_rules(rules))
@@ -539,7 +546,7 @@ def fence_chain(rules: Ruleset) -> str:
         if rules.fenced:
             fence += [
                 f"{mine} {WITHOUT_LEASE} drop",
-                f"iifname {lan} oifname {wan} {service.sender} @{name}_holders"
+                f"iifname {lan} oifname {wan} {service.sender} @{service.held}"
                 f" meta l4proto . th dport @{name}_ports {WITHOUT_LEASE} drop",
             ]
         if is_hairpinned(rules, service):
@@ -552,13 +559,13 @@ def fence_chain(rules: Ruleset) -> str:
             ]
         fence += [
             f"iifname {lan} oifname {wan} meta l4proto . th dport @{name}_control"
-            f" {service.sender} != @{name}_holders{unless_passed} counter name not_the_holder drop",
+            f" {service.sender} != @{service.held}{unless_passed} counter name not_the_holder drop",
             # Conntrack remembers what was unbound; a packet held in a queue could even bring it back.
-            f"iifname {wan} {mine} {service.receiver} != @{name}_holders counter name not_the_holder drop",
-            f"iifname {lan} {mine} {service.sender} != @{name}_holders counter name not_the_holder drop",
+            f"iifname {wan} {mine} {service.receiver} != @{service.held} counter name not_the_holder drop",
+            f"iifname {lan} {mine} {service.sender} != @{service.held} counter name not_the_holder drop",
             # Opened past our rules, before they stood or while somebody had flushed them.
             f"iifname {wan} ct direction reply meta l4proto . th sport @{name}_control"
-            f" {service.receiver} != @{name}_holders{unless_answered} counter name not_the_holder drop",
+            f" {service.receiver} != @{service.held}{unless_answered} counter name not_the_holder drop",
         ]
     if rules.rewrites_in_kernel:
         fence.append(
@@ -579,6 +586,10 @@ def nat_chains(rules: Ruleset) -> Iterator[str]:
         others.append(f"iifname {lan} oifname {wan} meta l4proto . th dport {{ {ports} }} masquerade")
     for service in rules.services:
         name = service.label
+        if service.passthrough:
+            # To what it is already: nobody else's rule behind this one translates it.
+            leaving.append(f"iifname {lan} oifname {wan} {of_service(rules, service)} snat to ip saddr")
+            continue
         arriving += caller_rules(rules, service)
         if is_hairpinned(rules, service):
             leaving.append(
@@ -589,17 +600,17 @@ def nat_chains(rules: Ruleset) -> Iterator[str]:
             # and the rules behind it see that.
             port = "" if is_looked_after(rules, service) else f" : {protocol} sport"
             leaving += [
-                f"iifname {lan} oifname {wan} {service.sender} @{name}_holders meta l4proto {protocol}"
+                f"iifname {lan} oifname {wan} {service.sender} @{service.held} meta l4proto {protocol}"
                 f" meta l4proto . th dport @{name}_ports {mark_connection(rules, service, OPENED_INSIDE)}"
                 f" snat to {service.sender} map @{name}_outbound{port}",
                 # Not in the map: somebody flushed it. Untranslated, the flow would stay so all its life.
-                f"iifname {lan} oifname {wan} {service.sender} @{name}_holders meta l4proto {protocol}"
+                f"iifname {lan} oifname {wan} {service.sender} @{service.held} meta l4proto {protocol}"
                 f" meta l4proto . th dport @{name}_ports counter name not_the_holder drop",
             ]
             others += [
                 # Another host's flow from a held port would take the holder's tuple, and the holder's own
                 # packets would then vanish without a word (insert_failed in conntrack's statistics).
-                f"iifname {lan} oifname {wan} {service.sender} != @{name}_holders meta l4proto {protocol}"
+                f"iifname {lan} oifname {wan} {service.sender} != @{service.held} meta l4proto {protocol}"
                 f" meta l4proto . th sport @{name}_ports masquerade to :{RESERVED_FOR_OTHERS}",
             ]
     yield chain("nat_arriving", "type nat hook prerouting priority -101; policy accept;", arriving)
@@ -617,7 +628,8 @@ def caller_rules(rules: Ruleset, service: Service) -> Iterator[str]:
     if service.unsolicited == "local":
         return
     called = f"{service.receiver} @{name}_inbound meta l4proto . th dport @{service.called_at}"
-    outside = f"iifname {names(rules.wan)} {called}"
+    new = "ct state new " if service.passthrough else ""  # NAT sees no others
+    outside = f"iifname {names(rules.wan)} {new}{called}"
     if rules.fenced:  # dropped, not answered by the gateway itself: a connection to nobody would stay
         yield f"{outside} {WITHOUT_LEASE} drop"
     # Dropped, not passed: a connection to the gateway itself would keep the holder from calling that peer.
@@ -631,12 +643,15 @@ def caller_rules(rules: Ruleset, service: Service) -> Iterator[str]:
         yield f"{outside} ip saddr != @{name}_may_call {turned_away}"
     if (rate := service.new_callers_per_minute) is not None:
         yield f"{outside} limit rate over {rate}/minute burst {rate} packets {turned_away}"
+    if service.passthrough:
+        yield f"{outside} counter name {name}_callers {mark_connection(rules, service, OPENED_OUTSIDE)}"
+        return
     to_holder = f"counter name {name}_callers {{}} dnat to {service.receiver} map @{name}_inbound"
     yield f"{outside} {to_holder.format(mark_connection(rules, service, OPENED_OUTSIDE))}"
     if is_hairpinned(rules, service):
         calling = " update @calling_address { ip saddr . @nh,96,32 }" if rules.rewrites_in_kernel else ""
         yield (
-            f"iifname {names(rules.lan)} {called} {service.sender} != @{name}_holders{calling}"
+            f"iifname {names(rules.lan)} {called} {service.sender} != @{service.held}{calling}"
             f" {to_holder.format(mark_connection(rules, service, HAIRPIN))}"
         )
 
@@ -655,6 +670,10 @@ def idle_chain(rules: Ruleset) -> str:
             if opened == HAIRPIN and not is_hairpinned(rules, service):
                 continue
             mark = opened_by(rules, service, opened)
+            if service.passthrough:
+                timers.append(f"{mark} ct direction {direction} counter name {name}_sent return")
+                timers.append(f"{mark} counter name {name}_received return")
+                continue
             if opened == OPENED_INSIDE and service.callers == "contacted":
                 contacted = f"@{name}_contacted {{ ip saddr . ip daddr }}"
                 timers.append(f"{mark} ct direction original update {contacted}")
@@ -664,6 +683,22 @@ def idle_chain(rules: Ruleset) -> str:
                 f"{mark} counter name {name}_received return",
             ]
     return chain("idle", "type filter hook postrouting priority 149; policy accept;", timers)
+
+
+def passing_chain(rules: Ruleset) -> Iterator[str]:
+    """Connections of a host that carries the public address itself; what comes in is marked for routing."""
+    lan, wan = names(rules.lan), names(rules.wan)
+    passing: list[str] = []
+    for service in rules.services:
+        if service.passthrough:
+            held, mark = f"@{service.held}", mark_connection(rules, service, OPENED_INSIDE)
+            passing += [
+                f"iifname {lan} ip saddr {held} ct state new {mark}",
+                *caller_rules(rules, service),
+                f"iifname {wan} {of_service(rules, service)} ip daddr {held} {add_mark(rules, PASSED)}",
+            ]
+    if passing:
+        yield chain("passing", "type filter hook prerouting priority -140; policy accept;", passing)
 
 
 def kept_port_rules(rules: Ruleset) -> Iterator[str]:
@@ -822,6 +857,7 @@ def table(rules: Ruleset, epoch: int, bindings: Sequence[Element], nat: Iterable
         sets += service_sets(rules, service, bindings)
     parts = [
         "\n".join(f"  {line}" for line in sets),
+        *passing_chain(rules),
         *select_chains(rules),
         *queue_chains(rules),
         fence_chain(rules),

@@ -260,6 +260,8 @@ class ServiceSection(Section):
     callers: Annotated[Callers | None, PlainValidator(callers_from_toml)] = None
     new_callers_per_minute: Annotated[int, Field(strict=True, ge=1, le=60_000)] | None = None
 
+    passthrough: Annotated[bool, Field(strict=True)] = False
+
     def definition(self, name: str) -> ServiceDefinition:
         """The service as the tracker hears of it, the profile's defaults filled in."""
         control, forward = PROFILES[self.profile]
@@ -314,6 +316,9 @@ class TrackerFile(Section):
         yield from _idle_settings(self.tracker)
         for name, section in self.services.items():
             yield from _service_problems(f"services.{name}", name, section)
+        carriers = {section.holder for section in self.services.values() if section.passthrough}
+        if len(carriers) > 1:
+            yield "services", "passthrough is for one host: only one can carry the public address"
         yield from _overlaps(self.service_definitions())
 
 
@@ -376,15 +381,26 @@ def _service_problems(key: str, name: str, section: ServiceSection) -> Iterator[
         return
     if section.policy is Policy.FIXED and "idle_s" in section.model_fields_set:
         yield f"{key}.idle_s", "has no effect with policy = 'fixed': its holder may be silent for ever"
-    if section.unsolicited != "holder":
-        for setting in ("callers", "new_callers_per_minute"):
-            if setting in section.model_fields_set:
-                yield f"{key}.{setting}", f"has no effect with unsolicited = {section.unsolicited!r}"
     definition = section.definition(name)
     if not definition.control:
         yield f"{key}.control", f"is missing, and the profile {section.profile!r} has no default"
     if not definition.forward:
         yield f"{key}.forward", f"is missing, and the profile {section.profile!r} has no default"
+    yield from _mode_problems(key, section)
+
+
+def _mode_problems(key: str, section: ServiceSection) -> Iterator[tuple[str, str]]:
+    if section.unsolicited != "holder":
+        for setting in ("callers", "new_callers_per_minute"):
+            if setting in section.model_fields_set:
+                yield f"{key}.{setting}", f"has no effect with unsolicited = {section.unsolicited!r}"
+    if section.passthrough and section.holder is None:
+        yield (
+            f"{key}.passthrough",
+            "needs policy = 'fixed': its holder is who carries the public address",
+        )
+    if section.passthrough and section.unsolicited == "local":
+        yield f"{key}.unsolicited", "'local' does not go with passthrough: there is only one such address"
     if section.sharing is Sharing.PER_PEER:
         if section.policy is not Policy.FIRST:
             yield (

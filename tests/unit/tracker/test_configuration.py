@@ -117,6 +117,10 @@ def test_what_is_said_replaces_the_profile_s_default(tmp_path: Path) -> None:
             "services.x.idle_s: has no effect with policy = 'fixed': its holder may be silent for ever",
         ),
         (
+            "[services.x]\nprofile = 'cuseeme'\npassthrough = true",
+            "services.x.passthrough: needs policy = 'fixed': its holder is who carries the public address",
+        ),
+        (
             "[services.x]\nprofile = 'cuseeme'\nunsolicited = 'local'\ncallers = 'contacted'",
             "services.x.callers: has no effect with unsolicited = 'local'",
         ),
