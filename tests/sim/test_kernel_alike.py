@@ -9,7 +9,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
 import pytest
@@ -140,6 +140,12 @@ class Both:
             or self.model._has(service, "holders", host)
         )
 
+    def nonce(self, wanted: int) -> int:
+        """Like the worker's, it is never offered twice."""
+        table = self.model.tables.table
+        offered = {} if table is None else table.sets["offered"].living(self.world.now_ns)
+        return next(nonce for nonce in range(wanted, 1_000) if str(nonce) not in offered)
+
     # --- what they hold ----------------------------------------------------------------------------------
 
     def settle(self) -> None:
@@ -161,7 +167,8 @@ class Both:
         assert self.real.epoch() == (None if table is None else table.epoch()), after
         if table is None:
             return
-        for name in ("alive", *(f"{it.label}_{kind}" for it in SERVICES for kind in WATCHED)):
+        fenced = ("lease", "offered") if self.rules.fenced else ()
+        for name in ("alive", *fenced, *(f"{it.label}_{kind}" for it in SERVICES for kind in WATCHED)):
             self._compare_set(name, table.sets[name], after)
 
     def _compare_set(self, name: str, model: Set, after: str) -> None:
@@ -257,6 +264,16 @@ def a_batch(both: Both, choose: random.Random) -> str:
                 ("own_address", ruleset.address_pair(IPv4Address(host))),
             ]
             return ruleset.withdraw(epoch, service, choose.sample(keys, choose.randrange(4)))
+        case 6 if both.rules.fenced:
+            nonce, lease_ms = choose.randrange(3), choose.choice((600, 1_600))
+            return choose.choice(
+                (
+                    ruleset.offer(epoch, both.nonce(nonce), lease_ms),
+                    ruleset.renew(epoch, nonce, lease_ms),
+                    ruleset.renew(epoch, nonce, lease_ms),
+                    ruleset.end_lease(epoch),
+                )
+            )
         case 6:
             return ruleset.refuse(epoch, service, IPv4Address(host))
         case _:
@@ -275,6 +292,7 @@ def a_packet(choose: random.Random) -> tuple[str, int, str, int, int | None]:
 @pytest.mark.parametrize("seed", range(8))
 def test_both_kernels_do_the_same(both: Both, seed: int) -> None:
     choose = random.Random(seed)
+    both.rules = replace(both.rules, fenced=seed % 2 == 1)
     both.forget()
     both.epoch = 1
     both.apply(ruleset.render(both.rules, 1, (), replaces=None))

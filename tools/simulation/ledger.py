@@ -20,6 +20,7 @@ from tools.simulation.promises import (
     EPOCHS,
     HOLES,
     KEPT,
+    LEASED,
     LEASES,
     ONCE,
     STALE,
@@ -208,8 +209,11 @@ class Ledger:
                 self.sessions[gateway].open = False
                 if reason.value == "lease-ended" and not self.sessions[gateway].lost:
                     self._check_lease(gateway)
-            case WorkerLost(gateway, _, worker):
+                if reason.value == "lease-ended":
+                    self._check_kernel_lease(gateway, epoch)
+            case WorkerLost(gateway, epoch, worker):
                 self._check_lease(gateway)
+                self._check_kernel_lease(gateway, epoch)
                 self.sessions[gateway].lost = True
             case WorkerReturned(gateway):
                 self.sessions[gateway].lost = False
@@ -269,6 +273,15 @@ class Ledger:
         listened_ns = until_ns - since_ns - away_ns
         if listened_ns < self.lease_ns - POLL_GAP_NS - TOLERANCE_NS:
             self.world.fail(LEASES, f"{gateway}: only {listened_ns / SECOND_NS:.3f} s after it was heard")
+
+    def _check_kernel_lease(self, gateway: str, epoch: int) -> None:
+        """Now another host may have the address: under fence the old kernel must forward nothing any more."""
+        table = self.site.gateways[gateway].kernel.tables.table
+        fenced = table is not None and "lease" in table.sets and table.epoch() == epoch
+        if table is not None and fenced and table.is_leased(self.world.now_ns):
+            self.world.fail(
+                LEASED, f"{gateway}: the tracker's lease of epoch {epoch} has ended, its is there"
+            )
 
     def polled(self, process: Process) -> None:
         """The tracker has come back from its poll."""

@@ -96,9 +96,7 @@ class Kernel:
     @property
     def _leased(self) -> bool:
         """Whether a fenced table has its lease; another needs none."""
-        table = self.tables.table
-        lease = None if table is None else table.sets.get("lease")
-        return lease is None or lease.live("udp", self.world.now_ns) is not None
+        return self.tables.table is None or self.tables.table.is_leased(self.world.now_ns)
 
     def _count(self, name: str) -> None:
         self.counters[name] = self.counters.get(name, 0) + 1

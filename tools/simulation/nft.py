@@ -85,6 +85,10 @@ class Table:
     def epoch(self) -> int | None:
         return next((int(key) for key in self.sets["epoch"].elements), None)
 
+    def is_leased(self, now_ns: int) -> bool:
+        """Whether it does anything: under fence only while its lease lasts."""
+        return "lease" not in self.sets or self.find("lease", "udp", now_ns) is not None
+
 
 class Tables:
     """All tables of a network namespace: ours, if it is there."""

@@ -5,6 +5,7 @@ Rule 1: each changes the real code by replacing one function of it for the time 
 code knows of it. Rule 2: each is a mistake that somebody could make, in one line or two.
 """
 
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -118,7 +119,7 @@ def sequences_forgotten_at_restart(original: Callable[..., Any]) -> Callable[...
     return recover
 
 
-@bug(Machine, "_take", 9, "What can never come any more is not recorded.")
+@bug(Machine, "_take", 14, "What can never come any more is not recorded.")
 def hole_unreported(original: Callable[..., Any]) -> Callable[..., Any]:
     def take(self: Any, peer: object, request: object, _missed: object, now: Instant) -> None:
         original(self, peer, request, [], now)
@@ -136,7 +137,7 @@ def grace_forgotten(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *words: replace(original(*words), unlogged=())
 
 
-@bug(ownership, "_session", 92, "The tracker takes commands of any epoch.")
+@bug(ownership, "_session", 52, "The tracker takes commands of any epoch.")
 def epoch_unchecked_in_tracker(_original: Callable[..., Any]) -> Callable[..., Any]:
     def session(state: Any, _worker: str, gateway: str, _epoch: int) -> object:
         found = state.gateways.get(gateway)
@@ -150,7 +151,7 @@ def stale_claims_granted(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda state, worker, body, _age_ms: original(state, worker, body, 0)
 
 
-@bug(ownership, "_look_at_clock", 49, "A clock that was put back is not recorded.")
+@bug(ownership, "_look_at_clock", 32, "A clock that was put back is not recorded.")
 def clock_step_unnoticed(_original: Callable[..., Any]) -> Callable[..., Any]:
     def look(_state: object, _now: Instant) -> tuple[tuple[ClockStepped, ...], tuple[()]]:
         return (), ()
@@ -311,12 +312,12 @@ def orders_ignored(_original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *_words: ()
 
 
-@bug(Gateway, "_leave_old_addresses", 31, "Bindings of an address that the gateway lost go on.")
+@bug(Gateway, "_leave_old_addresses", 157, "Bindings of an address that the gateway lost go on.")
 def old_address_kept(_original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda _self: ()
 
 
-@bug(Held, "is_over", 4, "Hanging up on one peer ends the calls with all.")
+@bug(Held, "is_over", 2, "Hanging up on one peer ends the calls with all.")
 def hang_up_ends_all(_original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda _self, _answering: True
 
@@ -324,7 +325,7 @@ def hang_up_ends_all(_original: Callable[..., Any]) -> Callable[..., Any]:
 # --- the kernel -------------------------------------------------------------------------------------------
 
 
-@bug(ruleset, "fence", 92, "The kernel takes batches of any epoch.")
+@bug(ruleset, "fence", 44, "The kernel takes batches of any epoch.")
 def epoch_unchecked_in_kernel(_original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *_words, **_rest: ""
 
@@ -339,7 +340,7 @@ def claimed_tuples_left(_original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *_: None
 
 
-@bug(GatewayKernel, "_left_s", 232, "A worker that starts adopts nothing of what the kernel holds.")
+@bug(GatewayKernel, "_left_s", 107, "A worker that starts adopts nothing of what the kernel holds.")
 def nothing_adopted(_original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *_: None
 
@@ -359,3 +360,19 @@ def alive_for_ever(original: Callable[..., Any]) -> Callable[..., Any]:
         return batch.replace("{ udp }", "{ udp timeout 3600s }")
 
     return keep_alive
+
+
+@bug(
+    ruleset, "half_ms", 153, "A fenced kernel's lease is as long as the tracker's, from when its answer came."
+)
+def whole_lease_in_kernel(_original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda lease_ms: lease_ms
+
+
+@bug(ruleset, "offer", 354, "An acknowledgement counts, however late it comes.")
+def offer_without_end(original: Callable[..., Any]) -> Callable[..., Any]:
+    def offer(epoch: int, nonce: int, lease_ms: int) -> str:
+        batch: str = original(epoch, nonce, lease_ms)
+        return re.sub(r"timeout \d+ms", "timeout 3600s", batch)
+
+    return offer

@@ -117,6 +117,9 @@ class Reference(Ledger):
     def batch_applied(self, kernel: Kernel, whole: bool) -> None:
         """A worker has changed the table, or made it anew (`whole`)."""
         self.compare(kernel)
+        session = self.sessions.get(kernel.name)
+        if session is not None and session.lost:
+            self._check_kernel_lease(kernel.name, session.epoch)
         if not whole:
             if (process := self.world.running) is not None and self.site.is_fenced(process):
                 self.world.fail(FENCED, f"a batch of {process.name} changed the table of another epoch")

@@ -15,8 +15,10 @@ from typing import Any, Final, Self
 
 import zmq
 
-from tools.simulation.world import MILLISECOND_NS, Process, World
+from tools.simulation.promises import RESTS
+from tools.simulation.world import MILLISECOND_NS, Killed, Process, World
 
+MOST_POLLS: Final = 1_000
 AGAIN: Final = zmq.Again()
 HANDSHAKE_NS: Final = 2 * MILLISECOND_NS
 
@@ -280,6 +282,8 @@ class SimulatedPoller:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._registered: dict[object, int] = {}
+        self._since_ns = 0
+        self._polls = 0
 
     def register(self, source: object, flags: int = 0) -> None:
         self._registered[source] = flags
@@ -288,10 +292,21 @@ class SimulatedPoller:
         del self._registered[source]
 
     def poll(self, timeout_ms: int) -> list[tuple[object, int]]:
+        self._count()
         until_ns = self._process.world.now_ns + max(0, timeout_ms) * MILLISECOND_NS
         found = self._process.wait(self._ready, until_ns)
         self._process.polled()
         return found
+
+    def _count(self) -> None:
+        """Whoever polls again and again while no time passes would keep the simulation there for ever."""
+        world = self._process.world
+        if world.now_ns - self._since_ns > MILLISECOND_NS:
+            self._since_ns, self._polls = world.now_ns, 0
+        self._polls += 1
+        if self._polls > MOST_POLLS:
+            world.fail(RESTS, f"{self._process.name} polled {MOST_POLLS} times within a millisecond")
+            raise Killed
 
     def _ready(self) -> list[tuple[object, int]]:
         return [(source, zmq.POLLIN) for source in self._registered if self._is_ready(source)]
