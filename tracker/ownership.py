@@ -386,7 +386,7 @@ def _open_session(state: State, worker: str, body: OpenSession, age_ms: int, now
     if session is not None:
         reason = _replaced(session, worker, now)
         events.append(SessionEnded(body.gateway, session.epoch, session.worker, reason))
-    lease_ms, addresses = state.lease_ms, body.public_addresses
+    lease_ms, addresses = _lease_ms(state, session, now), body.public_addresses
     events.append(SessionOpened(body.gateway, epoch, worker, body.host, addresses, lease_ms, body.fence))
     events.extend(_changed_services(gateway, body))
     bindings = tuple(state.bindings[number].view() for number in sorted(gateway.bindings))
@@ -394,6 +394,17 @@ def _open_session(state: State, worker: str, body: OpenSession, age_ms: int, now
     reply = SessionGranted(body.gateway, epoch, lease_ms, now.wall_ns, *since, bindings)
     orders = tuple(_withdrawals(state, body.gateway, worker))
     return Decision(tuple(events), (_renewed(body.gateway, lease_ms, now),), reply, orders)
+
+
+def _lease_ms(state: State, replaced: Session | None, now: Instant) -> int:
+    """A new session's lease: never shorter than the one that its gateway's kernel may still be counting.
+
+    The kernel forgets that one with the new epoch's table, which may never come: a grant can get lost with its
+    worker. So a tracker with a shorter lease_s keeps to the longer one until a session has ended.
+    """
+    if replaced is None or not replaced.fence or not _runs(replaced, now):
+        return state.lease_ms
+    return max(state.lease_ms, replaced.lease_ms)
 
 
 def _runs(session: Session, now: Instant) -> bool:

@@ -316,6 +316,41 @@ def test_a_standby_takes_no_lease_from_a_worker_that_renews_it(fenced: World) ->
     assert isinstance(fenced.say(elsewhere(), 15, worker="w2")[1], SessionGranted)
 
 
+@pytest.mark.parametrize("worker", ["w1", "w2"])
+def test_a_session_in_the_place_of_a_fenced_one_has_no_shorter_lease_than_the_kernel_counts(
+    fenced: World, worker: str
+) -> None:
+    fenced.say(Heartbeat("gw", 1, 1), 1)  # its kernel may forward until 11
+    fenced.state.lease_ms = 3_000
+    taking = opening(fence=True, host=HERE, take_over=True)
+    reply = fenced.say(taking, 2, worker=worker)[1]
+    assert isinstance(reply, SessionGranted)
+    assert reply.lease_ms == LEASE_MS
+    # The worker dies before its table replaces the old one, and the tracker is started anew.
+    fenced.state = fenced.replayed()
+    fenced.state.lease_ms = 3_000
+    fenced(Start("1", "boot", at(2).wall_ns), at(2.5))
+    assert isinstance(fenced.say(elsewhere(take_over=True), 10.9, worker="w3")[1], SessionDenied)
+
+
+def test_a_shorter_lease_begins_when_no_kernel_counts_the_longer_one(fenced: World) -> None:
+    fenced.state.lease_ms = 3_000
+    fenced.say(CloseSession("gw", 1), 1)
+    closed = fenced.say(opening(fence=True, host=HERE), 1)[1]
+    assert isinstance(closed, SessionGranted)
+    fenced.state.lease_ms = 2_000
+    run_out = fenced.say(elsewhere(), 4, worker="w2")[1]
+    assert isinstance(run_out, SessionGranted)
+    assert (closed.lease_ms, run_out.lease_ms) == (3_000, 2_000)
+
+
+def test_a_longer_lease_begins_with_the_next_session(fenced: World) -> None:
+    fenced.state.lease_ms = 20_000
+    reply = fenced.say(opening(fence=True, host=HERE), 1)[1]
+    assert isinstance(reply, SessionGranted)
+    assert reply.lease_ms == 20_000
+
+
 def test_without_fence_a_take_over_from_another_host_is_granted_at_once(world: World) -> None:
     world.say(opening(host=HERE))
     assert isinstance(world.say(opening(host=THERE, take_over=True), 1, worker="w2")[1], SessionGranted)
@@ -507,6 +542,16 @@ def test_a_withdrawal_by_a_worker_that_was_taken_over_is_not_taken(held: World) 
     assert held.say(withdrawn(epoch=1), 3) == ((), Acknowledged())
     assert held.say(withdrawn(epoch=2), 3) == ((), Acknowledged())
     assert held.say(withdrawn(epoch=2), 4, worker="w2")[0][-1] == PortUnbound(1, Ending.IDLE)
+
+
+def test_what_a_worker_saw_before_another_one_spoke_is_not_taken_when_it_is_back(held: World) -> None:
+    held.say(opening(take_over=True), 2, worker="w2")
+    held.say(opening(take_over=True), 3)
+    held.say(opening(), 4)
+    # In w2's time the port may have been given up and taken again, in another kernel.
+    assert held.say(withdrawn(epoch=1), 5) == ((), Acknowledged())
+    assert held.say(HolderNamed("gw", 2, 1, "Bob"), 5) == ((), Acknowledged())
+    assert held.say(withdrawn(epoch=3), 5)[0][-1] == PortUnbound(1, Ending.IDLE)
 
 
 def test_a_withdrawal_for_another_gateway_s_binding_is_not_taken(held: World) -> None:
