@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, TypeVar
 
 import zmq
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from eventlog.note import KeyUnusable, check_directory, read_secret, write_secret
 from tracker.configuration import ConfigurationError, CurveKey, Section, read_toml, toml_from_text
@@ -31,6 +31,9 @@ SUFFIX: Final = ".toml"
 TRACKER_ROLE: Final[KeyRole] = "tracker"
 KEYS_LIMIT: Final = 4096
 """So many keys a directory may authorise."""
+FILE_LIMIT: Final = 64 * 1024
+"""Bytes of a key's file."""
+_NAME: Final = TypeAdapter(KeyName)
 
 
 class PublicKey(Section):
@@ -142,7 +145,11 @@ def authorise(directory: Path, key: AuthorisedKey) -> Path:
 
 
 def revoke(directory: Path, name: str) -> Path:
-    """Takes the key's file away. KeyUnusable: there is none."""
+    """Takes the key's file away. KeyUnusable: there is none, or nobody can be called so."""
+    try:
+        _NAME.validate_python(name)
+    except ValidationError as error:
+        raise KeyUnusable(f"nobody can be called {name!r:.80}: {error.errors()[0]['msg']}") from error
     path = directory / f"{name}{SUFFIX}"
     try:
         path.unlink()
@@ -223,12 +230,18 @@ def _differences(before: Authorised, after: Authorised) -> Iterable[str]:
 def _listing(directory: Path) -> tuple[tuple[object, ...], ...]:
     """What changes when the directory or a file in it does."""
     try:
-        entries = [directory.stat(), *(path.stat() for path in sorted(directory.glob(f"*{SUFFIX}")))]
+        paths = [directory, *sorted(directory.glob(f"*{SUFFIX}"))]
     except OSError:
         return ()
-    return tuple(
-        (it.st_ino, it.st_mtime_ns, it.st_ctime_ns, it.st_size, it.st_mode, it.st_uid) for it in entries
-    )
+    return tuple((str(path), *_state(path)) for path in paths)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    try:
+        it = path.stat()
+    except OSError:
+        return ()  # a link to nothing: it must hide no change of the others
+    return it.st_ino, it.st_mtime_ns, it.st_ctime_ns, it.st_size, it.st_mode, it.st_uid
 
 
 def _read_authorised(path: Path) -> AuthorisedKey:
@@ -236,6 +249,9 @@ def _read_authorised(path: Path) -> AuthorisedKey:
         status = path.stat()
     except OSError as error:
         raise KeyUnusable(f"{path}: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode) or status.st_size > FILE_LIMIT:
+        # A pipe would keep the tracker waiting, a device fill its memory.
+        raise KeyUnusable(f"{path}: a key's file is one of a few lines; mend it: take it away")
     if status.st_mode & 0o022:
         raise KeyUnusable(f"{path}: others may change it; mend it: chmod go-w {path}")
     if status.st_uid not in (0, os.geteuid()):

@@ -399,8 +399,8 @@ def _open_session(state: State, worker: str, body: OpenSession, age_ms: int, now
 def _lease_ms(state: State, replaced: Session | None, now: Instant) -> int:
     """A new session's lease: never shorter than the one that its gateway's kernel may still be counting.
 
-    The kernel forgets that one with the new epoch's table, which may never come: a grant can get lost with its
-    worker. So a tracker with a shorter lease_s keeps to the longer one until a session has ended.
+    The kernel forgets that one with the new epoch's table, which may never come: a grant can get lost with
+    its worker. So a tracker with a shorter lease_s keeps to the longer one until a session has ended.
     """
     if replaced is None or not replaced.fence or not _runs(replaced, now):
         return state.lease_ms

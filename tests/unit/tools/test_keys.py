@@ -1,6 +1,7 @@
 """`keys`: pairs are made with the right modes, authorised by name and role, listed, revoked; else refused."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,47 @@ def test_a_file_that_others_may_change_or_that_has_another_name_authorises_nobod
     (authority / "olga.toml").rename(authority / "ruth.toml")
     (authority / "ruth.toml").chmod(0o666)
     assert "mend it: chmod go-w" in keys("list", "--directory", authority).stderr
+
+
+def test_beside_a_link_to_nothing_a_key_is_revoked_all_the_same(tmp_path: Path, authority: Path) -> None:
+    assert authorising(tmp_path, authority, "--role", "reader").exit_code == 0
+    keyring = Keyring(authority)
+    (authority / ".#ruth.toml").symlink_to("olga@desk.4711:1")  # as an editor leaves it while it has a file
+    (news,) = keyring.refresh()
+    assert "No such file" in news
+    assert keys("revoke", "ruth", "--directory", authority).exit_code == 0
+    assert keyring.refresh() == ["the key of ruth is not authorised any more"]
+    assert not keyring.authorised.names
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "directory", "much"])
+def test_what_is_no_short_file_authorises_nobody_and_keeps_nobody_waiting(
+    tmp_path: Path, authority: Path, what: str
+) -> None:
+    assert authorising(tmp_path, authority, "--role", "reader").exit_code == 0
+    odd = authority / "odd.toml"
+    match what:
+        case "pipe":
+            os.mkfifo(odd, 0o600)
+        case "device":
+            odd.symlink_to("/dev/full")
+        case "directory":
+            odd.mkdir(0o755)
+        case _:
+            odd.write_bytes(bytes(1 << 20))
+    listed = keys("list", "--directory", authority)
+    assert f"{odd}: a key's file is one of a few lines" in listed.stderr
+    assert "ruth" in listed.stdout
+
+
+@pytest.mark.parametrize("name", ["../porthold", "", ".", "a/b", "a\nb"])
+def test_nothing_but_a_key_is_revoked(tmp_path: Path, authority: Path, name: str) -> None:
+    other = tmp_path / "porthold.toml"
+    other.write_text("")
+    refused = keys("revoke", name, "--directory", authority)
+    assert refused.exit_code == 2
+    assert "nobody can be called" in refused.stderr
+    assert other.exists()
 
 
 def test_without_a_directory_it_is_said_where_to_name_one(tmp_path: Path) -> None:
