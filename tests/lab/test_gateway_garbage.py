@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from rewriter.cuseeme import Direction, Endpoint, Message, translate
+from rewriter.cuseeme import Direction, Endpoint, translate
 from rewriter.packet import build_udp, udp_checksum
 from tests.lab.conftest import make_site
 from tests.lab.gateway_site import (
@@ -28,6 +28,8 @@ from tests.lab.gateway_site import (
     video,
 )
 from tools.lab import wait_until
+from tracker.client import ask
+from tracker.orders import ReleaseBinding, Withdrawing
 
 TO_REFLECTOR = (REFLECTOR, SERVICE_PORT)
 TO_PUBLIC = (PUBLIC, SERVICE_PORT)
@@ -208,11 +210,12 @@ def test_lying_packets_of_a_host_that_holds_nothing_claim_nothing_and_do_not_lea
 def let_go(site: Site) -> Iterator[socket.socket]:
     """Bob's socket; at the end he holds nothing, and what he sends to the reflector may claim again.
 
-    For five seconds after a hang-up only a new call to that peer claims: so it goes to another one.
+    An operator ends it: for five seconds after a hang-up only a new call to that peer would claim.
     """
     with site.udp_socket("workstation-2") as bob:
         yield bob
-        bob.sendto(open_continue(BOB, message=Message.CLOSE), (CALLER, SERVICE_PORT))
+        order = ReleaseBinding(site.holdings()[-1].binding, "the next test")
+        assert isinstance(ask(f"ipc://{site.directory}/operator.ipc", "test", order, 5.0), Withdrawing)
         site.await_holders()
 
 
