@@ -533,14 +533,14 @@ class GatewayKernel:
         service = self.rules.service(element.service)
         self._forget(service, lambda connection: is_in_the_way(element, connection))
         self._remove(element, anyone=True)  # a packet's refresh can bring back what was just deleted
+        counters = self.tables.counters()  # before the first packet that is this holder's
+        self._baseline.update({name: counters[name] for name in counter_names(service)})
         self.tables.apply(ruleset.install(self.rules, self._epoch(), element))
         if service.passthrough:
             self._route([element])
         # Behind the batch: a peer that goes on sending makes a connection to nobody with each packet that
         # comes before it, and that one keeps the tuple: the new holder's packets would vanish.
         self._forget_claimed_tuples(service, [element])
-        counters = self.tables.counters()
-        self._baseline.update({name: counters[name] for name in counter_names(service)})
 
     def withdraw(self, element: Element, *, taken_over: bool = False) -> Carried:
         """Take the port and forget its connections; what it had carried.

@@ -179,7 +179,8 @@ def test_a_reader_may_have_the_checkpoint_and_not_order_one(place: Place, key: V
     assert isinstance(ask(place.reader_endpoint, "reader", MakeCheckpoint(), 5), NotAllowed)
     made = ask(place.operator_endpoint, "operator", MakeCheckpoint(), 5)
     assert ask(place.reader_endpoint, "reader", GetCheckpoint(0), 5) == made
-    assert {it.name: it.value for it in place.status().counters} == {"refused: role": 1}
+    counters = {it.name: it.value for it in place.status().counters}
+    assert {name: counters[name] for name in counters if name.startswith("refused")} == {"refused: role": 1}
 
 
 def test_a_clean_stop_leaves_nothing_unprotected(place: Place, key: VerifyingKey) -> None:

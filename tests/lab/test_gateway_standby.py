@@ -89,6 +89,8 @@ def fenced_site(new_site: SiteMaker) -> Site:
 def begin_call(site: Site) -> tuple[socket.socket, socket.socket]:
     """Ann holds the port; her socket and the reflector's."""
     ann, peer = site.udp_socket("workstation-1"), site.udp_socket("reflector")
+    if site.settings["gateway"].get("on_tracker_loss") == "fence":  # before the first lease all are refused
+        wait_until(lambda: bool(site.elements("set", "lease")), "a lease", 10)
     ann.sendto(open_continue(ANN), TO_REFLECTOR)
     site.await_holders(ANN)
     assert peer.recvfrom(65535)
