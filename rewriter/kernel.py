@@ -8,15 +8,15 @@ Rule 3: a batch the kernel refuses raises `KernelRefused` with the kernel's word
 libnftables in the process takes a tenth of the time that the nft command needs (kernel-datapath.md).
 """
 
+import errno
 import fcntl
 import json
 import os
 import re
 import socket
 import struct
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ import netfilterqueue
 import nftables
 
 from rewriter import passing, ruleset
+from rewriter.command import KernelRefused, run
+from rewriter.connections import Connection, connections, delete_connections
 from rewriter.effects import Carried, KernelView
 from rewriter.ruleset import Element, Key, Ruleset, Service, host_of, key_of, key_text, peer_of
 from tracker.instant import Instant
@@ -33,28 +35,9 @@ SIOCGIFADDR = 0x8915  # include/uapi/linux/sockios.h
 QUEUE_STATISTICS = Path("/proc/net/netfilter/nfnetlink_queue")
 QUEUE_LENGTH = 4096  # packets
 LONGEST_MESSAGE = 1 << 17  # bytes: a packet of 64 KiB, and what netlink says of it
-COMMAND_TIMEOUT_S = 10
 REMOVAL_ATTEMPTS = 5
+SET_FULL = os.strerror(errno.ENFILE)
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21  # include/uapi/linux/capability.h
-
-
-class KernelRefused(Exception):
-    """The kernel (or a tool that speaks to it) did not do what it was told; nothing changed."""
-
-
-def run(argv: Sequence[str], *, stdin: str | None = None) -> str:
-    """A tool's output; raises KernelRefused with what it said."""
-    try:
-        done = subprocess.run(
-            argv, input=stdin, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
-        )
-    except FileNotFoundError as error:
-        raise KernelRefused(f"{argv[0]} is not installed") from error
-    except subprocess.TimeoutExpired as error:
-        raise KernelRefused(f"{' '.join(argv)}: no answer in {COMMAND_TIMEOUT_S} s") from error
-    if done.returncode != 0:
-        raise KernelRefused(f"{' '.join(argv)}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
 
 
 class Tables:
@@ -160,54 +143,6 @@ def to_key(words: Sequence[str]) -> Key:
     return key_of(address, peer[0] if peer else None)
 
 
-# --- connections ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """A conntrack entry: (source, destination, source port, destination port) of both directions."""
-
-    protocol: str
-    original: tuple[IPv4Address, IPv4Address, int, int]
-    reply: tuple[IPv4Address, IPv4Address, int, int]
-    replied: bool
-    mark: int
-
-
-TUPLE = re.compile(r"src=(\S+) dst=(\S+) sport=(\d+) dport=(\d+)")
-
-
-def parse_connection(line: str) -> Connection | None:
-    """A line of `conntrack -L`; None for what has no ports."""
-    tuples = TUPLE.findall(line)
-    if len(tuples) != 2:
-        return None
-    mark = re.search(r"mark=(\d+)", line)
-    original, reply = (
-        (IPv4Address(source), IPv4Address(destination), int(sport), int(dport))
-        for source, destination, sport, dport in tuples
-    )
-    replied = "[UNREPLIED]" not in line
-    return Connection(line.split(maxsplit=1)[0], original, reply, replied, int(mark[1]) if mark else 0)
-
-
-def connections(*filters: str) -> list[Connection]:
-    """The entries that the conntrack tool lists for these options."""
-    lines = run(["conntrack", "-L", *filters]).splitlines()
-    return [found for found in map(parse_connection, lines) if found is not None]
-
-
-def delete_connection(connection: Connection) -> None:
-    """Forget an entry; that it is gone already is no fault."""
-    source, destination, sport, dport = connection.original
-    argv = ["conntrack", "-D", "-p", connection.protocol, "-s", str(source), "-d", str(destination)]
-    try:
-        run([*argv, "--sport", str(sport), "--dport", str(dport)])
-    except KernelRefused as refusal:
-        if "0 flow entries" not in str(refusal):
-            raise
-
-
 # --- queues -----------------------------------------------------------------------------------------------
 
 
@@ -216,9 +151,12 @@ class QueueBusy(Exception):
 
 
 class Queue:
-    """One NFQUEUE: packets are kept until their verdict."""
+    """One NFQUEUE: packets are kept until their verdict.
 
-    def __init__(self, number: int, length: int = QUEUE_LENGTH) -> None:
+    `passes_when_full`: what finds no room goes on as it is; else the kernel drops it.
+    """
+
+    def __init__(self, number: int, length: int = QUEUE_LENGTH, *, passes_when_full: bool = False) -> None:
         self.number = number
         self._arrived: list[netfilterqueue.Packet] = []
         self._queue = netfilterqueue.NetfilterQueue()
@@ -228,6 +166,8 @@ class Queue:
             raise QueueBusy(f"queue {number}: {error}") from error
         self._socket = QueueSocket(fileno=os.dup(self._queue.get_fd()))
         self._socket.send(copy_whole_packets(number))
+        if passes_when_full:
+            self._socket.send(pass_when_full(number))
 
     def _keep(self, packet: netfilterqueue.Packet) -> None:
         packet.retain()
@@ -261,10 +201,20 @@ class QueueSocket(socket.socket):
 
 def copy_whole_packets(number: int) -> bytes:
     """NFQA_CFG_PARAMS: netfilterqueue itself asks for 4016 bytes of a packet (nfnetlink_queue.h)."""
-    # NFNL_SUBSYS_QUEUE and NFQNL_MSG_CONFIG, NLM_F_REQUEST; last, NFQNL_COPY_PACKET.
-    header = struct.pack("=IHHII", 32, 3 << 8 | 2, 1, 0, 0)
-    family = struct.pack("!BBH", socket.AF_UNSPEC, 0, number)
-    return header + family + struct.pack("=HH", 9, 2) + struct.pack("!IBxxx", 0xFFFF, 2)
+    # The attribute's last octet: NFQNL_COPY_PACKET.
+    return configure_queue(number, struct.pack("=HH", 9, 2) + struct.pack("!IBxxx", 0xFFFF, 2))
+
+
+def pass_when_full(number: int) -> bytes:
+    """NFQA_CFG_MASK and NFQA_CFG_FLAGS: NFQA_CFG_F_FAIL_OPEN (nfnetlink_queue.h)."""
+    words = [struct.pack("=HH", 8, kind) + struct.pack("!I", 1) for kind in (4, 5)]
+    return configure_queue(number, b"".join(words))
+
+
+def configure_queue(number: int, attributes: bytes) -> bytes:
+    """A message of NFNL_SUBSYS_QUEUE and NFQNL_MSG_CONFIG, NLM_F_REQUEST."""
+    header = struct.pack("=IHHII", 20 + len(attributes), 3 << 8 | 2, 1, 0, 0)
+    return header + struct.pack("!BBH", socket.AF_UNSPEC, 0, number) + attributes
 
 
 def queue_lengths() -> dict[int, int]:
@@ -538,6 +488,7 @@ class GatewayKernel:
         self.tables.apply(ruleset.install(self.rules, self._epoch(), element))
         if service.passthrough:
             self._route([element])
+        self.settle(element.service, element.held_by)
         # Behind the batch: a peer that goes on sending makes a connection to nobody with each packet that
         # comes before it, and that one keeps the tuple: the new holder's packets would vanish.
         self._forget_claimed_tuples(service, [element])
@@ -635,10 +586,20 @@ class GatewayKernel:
         return Carried(sent[0] + received[0], sent[1] + received[1], callers[0])
 
     def refuse(self, service: str, host: Key) -> None:
-        self.tables.apply(ruleset.refuse(self._epoch(), self.rules.service(service), host))
+        """Answer a host from the kernel; where a flood has filled the sets it waits as `pending` instead."""
+        self._apply_unless_full(ruleset.refuse(self._epoch(), self.rules.service(service), host))
 
     def settle(self, service: str, host: Key) -> None:
-        self.tables.apply(ruleset.settle(self._epoch(), self.rules.service(service), host))
+        """The host's claim is over. It stands in no set that is too full to name it in."""
+        self._apply_unless_full(ruleset.settle(self._epoch(), self.rules.service(service), host))
+
+    def _apply_unless_full(self, batch: str) -> None:
+        """A batch that adds elements to sets which others can fill, and that may as well be left out."""
+        try:
+            self.tables.apply(batch)
+        except KernelRefused as refusal:
+            if self.tables.epoch() != self.epoch or SET_FULL not in str(refusal):
+                raise
 
     def _chains(self) -> dict[str, str | None]:
         passing = ["passing"] if any(service.passthrough for service in self.rules.services) else []
@@ -743,9 +704,10 @@ class GatewayKernel:
         wanted = {self.rules.claim_queue, self.rules.talk_queue}
         queueing = self.rules.native_queue or wanted <= queue_rules_present()
         drops = queue_drops()
+        unread, _ = self.tables.counters().get("talks_unread", (0, 0))
         dropped = {
             "claims": drops.get(self.rules.claim_queue, 0),
-            "talks": drops.get(self.rules.talk_queue, 0),
+            "talks": drops.get(self.rules.talk_queue, 0) + unread,
         }
         return KernelView(epoch, holders, inbound, outbound, queueing, public, dropped)
 
@@ -756,9 +718,7 @@ class GatewayKernel:
         yield from connections("-m", f"{mark:#x}/{of_service:#x}")
 
     def _forget(self, service: Service, which: Callable[[Connection], bool]) -> None:
-        for connection in self._marked(service):
-            if which(connection):
-                delete_connection(connection)
+        delete_connections(filter(which, self._marked(service)))
 
     def _forget_all_but(self, service: Service, elements: Sequence[Element]) -> None:
         self._forget(service, lambda connection: not any(is_of(element, connection) for element in elements))
@@ -776,15 +736,17 @@ class GatewayKernel:
             return any(span.protocol == protocol and span.first <= port <= span.last for span in spans)
 
         mask, is_local = self.rules.mark_mask, service.unsolicited == "local"
-        for connection in connections("-m", f"0/{mask:#x}"):
+
+        def in_the_way(connection: Connection) -> bool:
             protocol = connection.protocol
             source, destination, _, dport = connection.original
             _, reply_to, _, public_port = connection.reply
             called = destination in publics and ours(protocol, dport) and not is_local
             occupied = reply_to in publics and ours(protocol, public_port) and source != reply_to
             unmarked = source in holders and ours(protocol, dport)
-            if called or occupied or unmarked:
-                delete_connection(connection)
+            return called or occupied or unmarked
+
+        delete_connections(filter(in_the_way, connections("-m", f"0/{mask:#x}")))
 
 
 def counter_names(service: Service) -> tuple[str, str, str]:

@@ -37,7 +37,10 @@ def families(standing: Standing) -> Iterator[Metric]:
         "porthold_rewriter_queue_packets", "Packets waiting in the kernel.", "queue", standing.waiting
     )
     yield counters(
-        "porthold_rewriter_queue_dropped", "Packets lost to a full queue.", "queue", standing.dropped
+        "porthold_rewriter_queue_dropped",
+        "Packets that a full queue did not take",
+        "queue",
+        standing.dropped,
     )
     yield counters(
         "porthold_rewriter_restored",

@@ -79,11 +79,29 @@ ALIVE_TIMEOUT_S = 3
 HUNG_UP_TIMEOUT_S = 5
 CALLED_TIMEOUT_S = 10
 CANNOT_KEEP_TIMEOUT_S = 5
+COUNTERS = (
+    "claims_queued",
+    "claims_over_rate",
+    "talks_queued",
+    "talks_unread",
+    "never_queued",
+    "not_the_holder",
+    "refused",
+    "hang_ups",
+)
 CONNECTION = "inet_proto . ipv4_addr . inet_service . ipv4_addr . inet_service"
 CALLER = "ct original ip saddr"
 THIS_CONNECTION = "meta l4proto . ip saddr . th sport . ip daddr . th dport"
 TALK_RATE_PER_S = 50
+CALLERS_TALK_RATE_PER_S = 500
+"""OpenContinues of all who called from outside, together: their addresses may be as many as they like."""
+CLAIM_RATE_PER_S = 50
+"""Upcalls of all hosts together; each costs the worker an fsync, and it has OpenContinues to read, too."""
 DYNAMIC = "size 4096; flags dynamic,timeout;"
+"""The size is a bound, not a need. Where it is reached a rule that adds an element does not match, and the
+next one follows; a batch that adds one is refused whole. Both must be right: `service_chains`, and
+`GatewayKernel.refuse`.
+"""
 PORT_SET = "type inet_proto . inet_service; flags interval;"
 RESERVED_FOR_OTHERS = "32768-60999"
 
@@ -346,7 +364,9 @@ def shared_sets(rules: Ruleset, epoch: int, bindings: Sequence[Element]) -> Iter
         yield "set lease { type inet_proto; flags timeout; }"
         yield "set offered { type mark; flags timeout; }"
         yield "counter without_lease { }"
-    yield "set talk_rate { type ipv4_addr; size 4096; flags dynamic,timeout; timeout 10s; }"
+    # Callers have a set of their own: from any number of addresses they can't fill the one of the holder.
+    for name in ("talk_rate", "callers_talk_rate"):
+        yield f"set {name} {{ type ipv4_addr; {DYNAMIC} timeout 10s; }}"
     # Without @ih nothing looks an address up here: only that batches are the same in both datapaths.
     pairs = "typeof ip saddr . @ih,96,32" if rules.rewrites_in_kernel else "type ipv4_addr . mark"
     own_addresses = elements(address_pair(address) for address in sorted(own))
@@ -361,7 +381,7 @@ def shared_sets(rules: Ruleset, epoch: int, bindings: Sequence[Element]) -> Iter
         yield f"set source_port {{ type inet_service . inet_service; {DYNAMIC} timeout 10s; }}"
         yield f"set cannot_keep {{ type {CONNECTION}; {DYNAMIC} timeout {CANNOT_KEEP_TIMEOUT_S}s; }}"
         yield "counter ports_taken { }"
-    for name in ("claims_queued", "talks_queued", "never_queued", "not_the_holder", "refused", "hang_ups"):
+    for name in COUNTERS:
         yield f"counter {name} {{ }}"
 
 
@@ -442,18 +462,30 @@ def select_chains(rules: Ruleset) -> Iterator[str]:
         ]
         yield from service_chains(rules, service)
     yield chain("talk", "", talk_rules(rules))
+    yield chain("callers_talk", "", talk_rules(rules, of_callers=True))
     yield chain("select", "type filter hook forward priority -160; policy accept;", select)
 
 
-def talk_rules(rules: Ruleset) -> Iterator[str]:
+def talk_rules(rules: Ruleset, *, of_callers: bool = False) -> Iterator[str]:
+    """To the worker; beyond a rate of each sender on, with its header rewritten only.
+
+    `of_callers`: in connections opened outside, where a sender's address may be any.
+    """
     if not rules.rewrites_in_kernel:
         yield f"meta l4proto @alive counter name talks_queued {add_mark(rules, TALK)} accept"
         yield "counter name never_queued drop"
         return
     # Only while the worker lives: bypass helps against a queue nobody reads, not against a stopped reader.
+    name = "callers_talk_rate" if of_callers else "talk_rate"
+    all_together = (
+        f" limit rate {CALLERS_TALK_RATE_PER_S}/second burst {CALLERS_TALK_RATE_PER_S} packets"
+        if of_callers
+        else ""
+    )
     yield (
-        f"meta l4proto @alive add @talk_rate {{ ip saddr limit rate {TALK_RATE_PER_S}/second"
-        f" burst {2 * TALK_RATE_PER_S} packets }} counter name talks_queued {add_mark(rules, TALK)}"
+        f"meta l4proto @alive add @{name} {{ ip saddr limit rate {TALK_RATE_PER_S}/second"
+        f" burst {2 * TALK_RATE_PER_S} packets }}{all_together}"
+        f" counter name talks_queued {add_mark(rules, TALK)}"
     )
 
 
@@ -474,7 +506,12 @@ def service_chains(rules: Ruleset, service: Service) -> Iterator[str]:
             f"{is_hang_up} counter name hang_ups add @{name}_hung_up {{ ip saddr . ip daddr }}",
             f"{is_translated_in_queue} goto talk",
         ]
-        incoming.append(f"{is_translated_in_queue} goto talk")
+        called_us = rules.connection_mark(service, OPENED_OUTSIDE)
+        incoming += [
+            f"{is_translated_in_queue} ct mark & {rules.mark_mask:#010x} == {called_us:#010x}"
+            " goto callers_talk",
+            f"{is_translated_in_queue} goto talk",
+        ]
         just_hung_up = f"ip saddr . ip daddr @{name}_hung_up"
         claim += [  # a hang-up never claims, and what trails behind one doesn't either
             *([f"{is_hang_up} delete {called}"] if service.policy == "last" else []),
@@ -495,11 +532,14 @@ def service_chains(rules: Ruleset, service: Service) -> Iterator[str]:
         )
     claim += [
         f"{service.sender} @{name}_refused counter name refused {add_mark(rules, REFUSED)} accept",
-        # The limit makes it one upcall a host, whatever number of processors sees its packets at once: the
-        # element's own lock lets one through. `add` leaves the timeout alone: a lost upcall is tried again.
-        f"add @{name}_pending {{ {service.sender} limit rate 1/minute burst 1 packets }}"
+        # A lost upcall is tried again when the element runs out.
+        f"{service.sender} @{name}_pending drop",
+        # The element's limit makes it one upcall a host, whatever number of processors sees its packets at
+        # once: the element's own lock lets one through. The other one is for hosts that nobody can count.
+        f"limit rate {CLAIM_RATE_PER_S}/second burst {2 * CLAIM_RATE_PER_S} packets"
+        f" add @{name}_pending {{ {service.sender} limit rate 1/minute burst 1 packets }}"
         f" counter name claims_queued {add_mark(rules, CLAIM)} accept",
-        "drop",
+        "counter name claims_over_rate drop",
     ]
     yield chain(f"{name}_outgoing", "", outgoing)
     yield chain(f"{name}_incoming", "", incoming)
@@ -528,7 +568,9 @@ def queue_chains(rules: Ruleset) -> Iterator[str]:
             f"{has_mark(rules, REFUSED)} {refused}",
             # Nobody took it into the queue: a claim nobody decided must not pass.
             f"{has_mark(rules, CLAIM)} counter name never_queued drop",
-            clear_marks(rules, TALK)
+            # Nobody read it: it goes on all the same, its header rewritten.
+            f"{has_mark(rules, TALK)} counter name talks_unread meta mark set meta mark"
+            f" & {~rules.packet_mark(TALK) & 0xFFFFFFFF:#010x}"
             if rules.rewrites_in_kernel
             else f"{has_mark(rules, TALK)} counter name never_queued drop",
         ],
@@ -887,7 +929,7 @@ def render(rules: Ruleset, epoch: int, bindings: Sequence[Element], *, replaces:
 
 
 def install(rules: Ruleset, epoch: int, binding: Element) -> str:
-    """Give the port: holder, both directions of NAT, and a clean slate for the ones waiting."""
+    """Give the port: holder, both directions of NAT. Nothing in it depends on a set that others can fill."""
     service = rules.service(binding.service)
     name, timing = service.label, left(service, binding)
     held_by, held_at = key_text(binding.held_by), key_text(binding.held_at)
@@ -900,7 +942,6 @@ def install(rules: Ruleset, epoch: int, binding: Element) -> str:
         + f"add element ip {TABLE} {name}_inbound {{ {held_at}{timing} : {binding.holder} }}\n"
         + f"add element ip {TABLE} own_address {{ {address_pair(binding.holder)} }}\n"
         + f"add element ip {TABLE} own_address {{ {address_pair(binding.public)} }}\n"
-        + settled(service, binding.held_by)
     )
 
 

@@ -20,6 +20,7 @@ from prometheus_client.core import Metric
 
 from eventlog.note import KeyUnusable
 from rewriter import kernel, metrics, packet
+from rewriter.command import KernelRefused
 from rewriter.configuration import GatewayFile, GatewaySection, kernel_services, ruleset_for
 from rewriter.effects import (
     Action,
@@ -42,7 +43,7 @@ from rewriter.effects import (
     Withdraw,
 )
 from rewriter.gateway import Gateway, Settings
-from rewriter.kernel import GatewayKernel, KernelRefused, Queue, QueueBusy
+from rewriter.kernel import GatewayKernel, Queue, QueueBusy
 from rewriter.ruleset import CLAIM, HAIRPINNED, REFUSED, TALK, Ruleset
 from tracker.client import Credentials, Keeper, OutboxFull, TrackerClient
 from tracker.clock import read_clock
@@ -558,7 +559,11 @@ class Worker:
         numbers = {"claims": rules.claim_queue, "talks": rules.talk_queue}
         if {name: queue.number for name, queue in self._queues.items()} == numbers:
             return
-        queues = {name: Queue(number) for name, number in numbers.items()}
+        queues = {
+            # A call's keep-alive goes on with its header rewritten, if there is somebody to rewrite it.
+            name: Queue(number, passes_when_full=name == "talks" and self._rewrites_in_kernel)
+            for name, number in numbers.items()
+        }
         for queue in queues.values():
             self._poller.register(queue.fileno(), zmq.POLLIN)
         self._queues = queues

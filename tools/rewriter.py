@@ -7,8 +7,9 @@ from typing import Final
 
 import click
 
+from rewriter.command import KernelRefused
 from rewriter.configuration import GatewayFile
-from rewriter.kernel import CAP_NET_ADMIN, KernelRefused, has_capability
+from rewriter.kernel import CAP_NET_ADMIN, has_capability
 from rewriter.service import WorkerStopped, serve
 from tools.options import log_format_option
 from tracker import journal

@@ -17,8 +17,9 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from rewriter.command import KernelRefused
 from rewriter.cuseeme import Direction
-from rewriter.kernel import KernelRefused, QueueBusy
+from rewriter.kernel import QueueBusy
 from rewriter.packet import MAXIMUM_UDP_PAYLOAD_LENGTH, Endpoint
 from tools.lab import LabError
 from tools.vector_trial import Result, Vector, try_vectors

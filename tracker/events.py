@@ -502,7 +502,10 @@ class PublicAddressChanged:
 
 @dataclass(frozen=True, slots=True)
 class QueueOverflowed:
-    """Report: the kernel dropped `dropped` packets because our queue `queue` was full."""
+    """Report: `dropped` packets did not get into our queue `queue`, mostly because it was full.
+
+    Claims are lost then; OpenContinues go on unread, but for datapath "queue", where they are lost, too.
+    """
 
     gateway: Name
     epoch: Count

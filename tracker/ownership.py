@@ -100,6 +100,9 @@ from tracker.orders import (
 from tracker.restrictions import Restrictions
 
 MILLISECOND_NS: Final = 1_000_000
+REFUSED_HOSTS_LIMIT: Final = 1024
+"""So many hosts are told apart whose claims are refused for one reason; the others count as one."""
+OTHER_HOSTS: Final = bytes(4)
 TAKE_OVER_PAUSE_NS: Final = 1_000 * MILLISECOND_NS
 """So long the last one's binding is left alone: two that want it must not fight for it packet by packet."""
 TAKER_HEARD_NS: Final = 5_000_000_000
@@ -536,13 +539,16 @@ def _claim_held(state: State, body: ClaimPort, number: int, now: Instant) -> Dec
         # Not bound yet: the worker takes the old one from the kernel, says so, and claims again behind it.
         return _denied(state, body) or Decision(reply=WithdrawBinding(body.gateway, number, Ending.TAKE_OVER))
     reply = ClaimRefused(ClaimRefusal.HELD, binding.bound.holder, number)
-    if body.holder in binding.refusals:
+    # Nor do claims from any number of addresses, which on a LAN can be anything.
+    is_known = body.holder in binding.refusals or len(binding.refusals) < REFUSED_HOSTS_LIMIT
+    claimant, mac = (body.holder, body.mac) if is_known else (OTHER_HOSTS, None)
+    if claimant in binding.refusals:
         # A flood of claims fills no log: the first is a record, the rest a count.
-        return Decision(unlogged=(RefusalCounted(number, body.holder, now.wall_ns),), reply=reply)
+        return Decision(unlogged=(RefusalCounted(number, claimant, now.wall_ns),), reply=reply)
     refused = PortRefused(
         number,
-        body.holder,
-        body.mac,
+        claimant,
+        mac,
         body.protocol,
         body.source_port,
         body.destination,
@@ -565,10 +571,13 @@ def _denied(state: State, body: ClaimPort) -> Decision | None:
         return None
     because = found.scope.restraint
     reply = ClaimRefused(_REFUSALS[because], None, None)
+    mac = body.mac
+    if (gateway, service, host) not in found.denied and len(found.denied) >= REFUSED_HOSTS_LIMIT:
+        host, mac = OTHER_HOSTS, None
     if (gateway, service, host) in found.denied:
         return Decision(reply=reply)
     packet = (body.protocol, body.source_port, body.destination, body.destination_port)
-    return Decision((ClaimDenied(gateway, service, host, because, body.mac, *packet),), reply=reply)
+    return Decision((ClaimDenied(gateway, service, host, because, mac, *packet),), reply=reply)
 
 
 _REFUSALS: Final = {

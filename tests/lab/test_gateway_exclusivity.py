@@ -14,9 +14,10 @@ from itertools import pairwise
 import pytest
 
 from rewriter import ruleset
+from rewriter.command import KernelRefused
 from rewriter.configuration import GatewayFile, ruleset_for
 from rewriter.cuseeme import Message, parse
-from rewriter.kernel import KernelRefused, Tables
+from rewriter.kernel import Tables
 from rewriter.ruleset import Element
 from tests.lab.conftest import SiteMaker
 from tests.lab.gateway_site import (

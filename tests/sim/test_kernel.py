@@ -64,7 +64,7 @@ class Bench:
     def listen(self) -> PacketQueue:
         """Somebody reads the queue of claims."""
         process = Process(self.world, Host(self.world, "gw1"), "worker", lambda: None, lambda _: None)
-        queue = self.kernel.queues[RULES.claim_queue] = PacketQueue(process)
+        queue = self.kernel.queues[RULES.claim_queue] = PacketQueue(process, passes_when_full=False)
         return queue
 
     def out(self, host: str = ANN, talk: int | None = None) -> None:
@@ -142,7 +142,7 @@ def test_a_talk_passes_a_queue_that_nobody_listens_to(bench: Bench) -> None:
     bench.apply(ruleset.install(RULES, 1, ELEMENT))
     bench.apply(ruleset.keep_alive(1))
     bench.out(talk=Message.OPEN)
-    assert bench.onlooker.seen == [("out", PUBLIC, ANN)]
+    assert bench.onlooker.seen == [("overflowed",), ("out", PUBLIC, ANN)]
 
 
 def test_answers_come_back_to_the_holder_and_not_once_it_holds_no_longer(bench: Bench) -> None:

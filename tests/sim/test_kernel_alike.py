@@ -15,15 +15,15 @@ from ipaddress import IPv4Address
 import pytest
 
 from rewriter import kernel, ruleset
+from rewriter.command import KernelRefused
+from rewriter.connections import delete_connections, parse_connection
 from rewriter.cuseeme import Message
-from rewriter.kernel import KernelRefused
 from rewriter.ruleset import CLAIM, TALK, Element, Ruleset, Service
 from tools.lab import Lab
 from tools.simulation.netfilter import MARK_SHIFT, Kernel
 from tools.simulation.nft import BatchRefused, Set
 from tools.simulation.packets import Packet
 from tools.simulation.site import Setting, services_of
-from tools.simulation.syscalls import conntrack
 from tools.simulation.world import MILLISECOND_NS, World
 
 SERVICES = services_of(Setting(idle_s=0.8, two_services=True))
@@ -126,11 +126,12 @@ class Both:
     def delete_connection(self, choose: random.Random) -> None:
         entries = sorted(self.model.entries(), key=lambda it: it.original)
         if entries:
-            s, sp, d, dp = choose.choice(entries).original
-            words = ["-D", "-p", "udp", "-s", s, "-d", d, "--sport", str(sp), "--dport", str(dp)]
-            self.lab.run("gateway", ["conntrack", *words])
-            conntrack(self.model, words)
-            self.compare(f"conntrack {words}")
+            entry = choose.choice(entries)
+            connection = parse_connection(entry.line())
+            assert connection is not None
+            self.lab.within("gateway", delete_connections, [connection, connection])
+            self.model.delete(entry)
+            self.compare(f"forgotten: {entry.line()}")
 
     def holds(self, service: Service, host: str, public: str) -> bool:
         """Whether anything of such a binding is there."""

@@ -238,6 +238,8 @@ class Kernel:
         if queue is None:
             if bypass:
                 self._verdict(packet)
+        elif len(queue.packets) >= QUEUE_LENGTH and queue.passes_when_full:
+            self._verdict(packet)
         elif len(queue.packets) >= QUEUE_LENGTH:
             self.dropped[number] = self.dropped.get(number, 0) + 1
             self._witness.overflowed(self.name)
@@ -255,6 +257,9 @@ class Kernel:
                 return
             if packet.mark & CLAIM:
                 return
+            if packet.mark & TALK:
+                self._count("talks_unread")
+                self._witness.overflowed(self.name)
         packet.mark = 0
         self._leave(packet)
 

@@ -82,9 +82,10 @@ class Entry:
 
 @dataclass(eq=False)
 class PacketQueue:
-    """An NFQUEUE number with a listener."""
+    """An NFQUEUE number with a listener; `passes_when_full`: NFQA_CFG_F_FAIL_OPEN."""
 
     process: Process
+    passes_when_full: bool
     packets: deque[Packet] = field(default_factory=deque)
 
     def readable(self) -> bool:

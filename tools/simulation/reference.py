@@ -185,7 +185,7 @@ class Reference(Ledger):
             self.world.fail(SERVED, f"a packet of {host} ({service}) vanished: its tuple is another's")
 
     def overflowed(self, gateway: str) -> None:
-        """A queue was full: the packet is gone."""
+        """A packet did not get into its queue."""
         self.overflows[gateway] = self.overflows.get(gateway, 0) + 1
 
     def queued(self, gateway: str, process: Process, *, talk: bool) -> None:

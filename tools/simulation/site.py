@@ -6,7 +6,7 @@ again, as systemd would, unless it was told to stay away.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -17,9 +17,11 @@ from typing import Any
 import tracker.client
 import tracker.server
 from eventlog.store import AppendFailed
-from rewriter import kernel, service
+from rewriter import connections, kernel, service
+from rewriter.command import KernelRefused
 from rewriter.configuration import GatewayFile, kernel_services
-from rewriter.kernel import KernelRefused, QueueBusy
+from rewriter.connections import Connection
+from rewriter.kernel import QueueBusy
 from rewriter.service import Worker, WorkerStopped
 from tools.simulation.disk import LogDisk, OutboxDisk, SimulatedOutbox
 from tools.simulation.netfilter import Kernel
@@ -30,6 +32,7 @@ from tools.simulation.syscalls import (
     SimulatedSupervision,
     SimulatedTables,
     conntrack,
+    delete_connections,
     iptables,
     replaced,
 )
@@ -243,7 +246,9 @@ class Site:
                 "run": self._run,
                 "address_of": self._address_of,
                 "queue_drops": lambda: dict(self._kernel().dropped),
+                "delete_connections": self._delete_connections,
             },
+            connections: {"run": self._run},
         }
         logging.disable(logging.CRITICAL)
         with ExitStack() as stack:
@@ -279,10 +284,21 @@ class Site:
         public = self._kernel().public
         return None if public is None else IPv4Address(public)
 
-    def _queue(self, number: int) -> SimulatedQueue:
+    def _delete_connections(self, found: Iterable[Connection]) -> None:
+        delete_connections(self.world.process, self._kernel(), found)
+
+    def _queue(self, number: int, *, passes_when_full: bool = False) -> SimulatedQueue:
         self._descriptors += 1
         process, namespace = self.world.process, self._kernel()
-        return SimulatedQueue(self.world, self.held_packets, process, namespace, number, self._descriptors)
+        return SimulatedQueue(
+            self.world,
+            self.held_packets,
+            process,
+            namespace,
+            number,
+            self._descriptors,
+            passes_when_full=passes_when_full,
+        )
 
     def _run(self, argv: Sequence[str], *, stdin: str | None = None) -> str:
         process = self.world.process

@@ -5,13 +5,15 @@ and leaves through `Process.call`, so that a worker can be killed or stopped bef
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from typing import Final
 
 from rewriter import kernel
-from rewriter.kernel import KernelRefused, QueueBusy, to_key
+from rewriter.command import KernelRefused
+from rewriter.connections import Connection
+from rewriter.kernel import QueueBusy, to_key
 from rewriter.ruleset import HOOKED_CHAINS, Key
 from tools.simulation.netfilter import Kernel
 from tools.simulation.nft import BatchRefused, Set, Tables
@@ -21,6 +23,7 @@ from tools.simulation.world import MILLISECOND_NS, Process, World
 from tracker.supervision import Supervision
 
 NFT_NS: Final = 300_000
+NETLINK_NS: Final = 20_000
 COMMAND_NS: Final = 4 * MILLISECOND_NS
 
 
@@ -113,7 +116,15 @@ class SimulatedQueue:
     """rewriter.kernel.Queue."""
 
     def __init__(  # noqa: PLR0917 (what makes a queue)
-        self, world: World, held: Held, process: Process, namespace: Kernel, number: int, descriptor: int
+        self,
+        world: World,
+        held: Held,
+        process: Process,
+        namespace: Kernel,
+        number: int,
+        descriptor: int,
+        *,
+        passes_when_full: bool,
     ) -> None:
         process.call()
         if number in namespace.queues:
@@ -124,7 +135,7 @@ class SimulatedQueue:
         self.process = process
         self._namespace = namespace
         self._descriptor = descriptor
-        self._queue = namespace.queues[number] = PacketQueue(process)
+        self._queue = namespace.queues[number] = PacketQueue(process, passes_when_full)
         process.files[descriptor] = self._queue
         process.died.append(self._unbind)
 
@@ -201,14 +212,19 @@ def conntrack(namespace: Kernel, words: Sequence[str]) -> str:
         case ["-L", "-m", mark]:
             value, mask = (int(number, 0) for number in mark.split("/"))
             return "".join(it.line() + "\n" for it in namespace.entries() if it.mark & mask == value)
-        case ["-D", "-p", "udp", "-s", source, "-d", destination, "--sport", sport, "--dport", dport]:
-            entry = namespace.find((source, int(sport), destination, int(dport)))
-            if entry is None:
-                raise KernelRefused("conntrack v1.4.7: 0 flow entries have been deleted.")
-            namespace.delete(entry)
-            return "conntrack v1.4.7: 1 flow entries have been deleted."
         case _:
             raise ValueError(f"not understood: conntrack {words}")
+
+
+def delete_connections(process: Process, namespace: Kernel, found: Iterable[Connection]) -> None:
+    """rewriter.connections.delete_connections: one after another, as there."""
+    for connection in found:
+        process.call(NETLINK_NS)
+        source, destination, sport, dport = connection.original
+        entry = namespace.find((str(source), sport, str(destination), dport))
+        if entry is not None:
+            namespace.delete(entry)
+        process.call()
 
 
 def iptables(namespace: Kernel, words: Sequence[str]) -> str:

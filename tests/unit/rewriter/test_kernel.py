@@ -4,8 +4,9 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from rewriter import kernel
-from rewriter.kernel import Connection, KernelRefused
+from rewriter import connections, kernel
+from rewriter.command import KernelRefused, run
+from rewriter.connections import Connection
 
 OPENED_INSIDE = (
     "udp      17 119 src=192.168.1.10 dst=203.0.113.10 sport=7648 dport=7648 "
@@ -18,7 +19,7 @@ UNANSWERED = (
 
 
 def test_a_conntrack_entry_is_read_with_both_directions_and_its_mark() -> None:
-    assert kernel.parse_connection(OPENED_INSIDE) == Connection(
+    assert connections.parse_connection(OPENED_INSIDE) == Connection(
         protocol="udp",
         original=(IPv4Address("192.168.1.10"), IPv4Address("203.0.113.10"), 7648, 7648),
         reply=(IPv4Address("203.0.113.10"), IPv4Address("192.0.2.2"), 7648, 7648),
@@ -28,14 +29,14 @@ def test_a_conntrack_entry_is_read_with_both_directions_and_its_mark() -> None:
 
 
 def test_an_entry_that_nobody_answered_says_so() -> None:
-    found = kernel.parse_connection(UNANSWERED)
+    found = connections.parse_connection(UNANSWERED)
     assert found is not None
     assert (found.protocol, found.replied, found.mark) == ("tcp", False, 0)
 
 
 def test_an_entry_without_ports_is_none() -> None:
     line = "icmp     1 29 src=192.168.1.10 dst=203.0.113.10 type=8 code=0 id=7 src=203.0.113.10 dst=192.0.2.2"
-    assert kernel.parse_connection(line) is None
+    assert connections.parse_connection(line) is None
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_the_key_of_an_element_is_found_with_and_without_a_timeout(element: obje
 
 
 def test_both_ends_that_can_be_the_host_inside_are_considered() -> None:
-    found = kernel.parse_connection(UNANSWERED)
+    found = connections.parse_connection(UNANSWERED)
     assert found is not None
     assert IPv4Address("192.168.1.10") in kernel.inside(found)
 
@@ -82,9 +83,9 @@ def test_a_probe_is_no_syntax_error() -> None:
 
 def test_a_tool_that_fails_is_quoted() -> None:
     with pytest.raises(KernelRefused, match=r"conntrack.*unknown option|bad parameter|invalid"):
-        kernel.run(["conntrack", "--no-such-option"])
+        run(["conntrack", "--no-such-option"])
 
 
 def test_a_tool_that_is_missing_is_named() -> None:
     with pytest.raises(KernelRefused, match="no-such-tool is not installed"):
-        kernel.run(["no-such-tool"])
+        run(["no-such-tool"])

@@ -206,7 +206,8 @@ def test_without_rewriting_in_the_kernel_no_packet_passes_the_worker_by() -> Non
     assert talk.split("\n")[-2].strip() == "counter name never_queued drop"
     (verdict,) = re.findall(r"chain verdict \{(.*?)\n  \}", text, re.DOTALL)
     assert verdict.count("counter name never_queued drop") == 2
-    assert "limit rate 50" not in text
+    assert "add @talk_rate" not in text
+    assert "add @callers_talk_rate" not in text
 
 
 def test_only_a_fenced_table_knows_of_leases() -> None:

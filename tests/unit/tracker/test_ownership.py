@@ -75,6 +75,8 @@ from tracker.orders import (
     RevokeBinding,
 )
 from tracker.ownership import (
+    OTHER_HOSTS,
+    REFUSED_HOSTS_LIMIT,
     Command,
     FromOperator,
     FromWorker,
@@ -403,6 +405,22 @@ def test_a_second_host_is_refused_and_a_flood_of_it_is_one_record_and_a_count(he
         RefusalsEnded(1, BOB, 101, at(102).wall_ns),
         PortUnbound(1, Ending.IDLE),
     )
+
+
+def test_claims_from_ever_new_addresses_fill_neither_log_nor_memory(held: World) -> None:
+    hosts = [bytes((10, 0, number // 256, number % 256)) for number in range(1, REFUSED_HOSTS_LIMIT + 51)]
+    said = [held.say(claim(host), 2) for host in hosts]
+    events = [event for events, _ in said for event in events]
+    assert [event.claimant for event in events if isinstance(event, PortRefused)] == [
+        *hosts[:REFUSED_HOSTS_LIMIT],
+        OTHER_HOSTS,
+    ]
+    assert {reply for _, reply in said} == {ClaimRefused(ClaimRefusal.HELD, ANN, 1)}
+    assert held.say(claim(hosts[0]), 3)[0] == ()
+    ended, _ = held.say(withdrawn(), 4)
+    assert len(ended) == REFUSED_HOSTS_LIMIT + 3
+    assert RefusalsEnded(1, OTHER_HOSTS, 50, at(2).wall_ns) in ended
+    assert RefusalsEnded(1, hosts[0], 2, at(3).wall_ns) in ended
 
 
 def test_after_unbinding_the_next_claimant_gets_a_new_number(held: World) -> None:

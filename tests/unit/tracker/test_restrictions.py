@@ -43,7 +43,17 @@ from tracker.orders import (
     Withdrawing,
     Withdrawn,
 )
-from tracker.ownership import Decision, FromOperator, FromWorker, PassTime, Start, decide, next_deadline
+from tracker.ownership import (
+    OTHER_HOSTS,
+    REFUSED_HOSTS_LIMIT,
+    Decision,
+    FromOperator,
+    FromWorker,
+    PassTime,
+    Start,
+    decide,
+    next_deadline,
+)
 
 
 class Operated(World):
@@ -151,6 +161,17 @@ def test_a_revoked_host_is_barred_before_it_can_claim_again_and_others_are_not(w
     assert world.say(claim(ANN), 5) == ((), reply)
     assert world.refusal(ANN, 5, service="shared", peer=REFLECTOR) is None
     assert world.refusal(BOB, 5) is None
+
+
+def test_claims_of_a_frozen_port_from_ever_new_addresses_are_so_many_records_and_one(world: Operated) -> None:
+    world.say(withdrawn(reason=Ending.IDLE), 2)
+    world.order(FreezeClaims("gw", "works"), 2)
+    hosts = [bytes((10, 0, number // 256, number % 256)) for number in range(1, REFUSED_HOSTS_LIMIT + 51)]
+    denied = [event for host in hosts for event in world.say(claim(host), 3)[0]]
+    assert len(denied) == REFUSED_HOSTS_LIMIT + 1
+    assert isinstance(denied[-1], ClaimDenied)
+    assert denied[-1].claimant == OTHER_HOSTS
+    assert world.refusal(hosts[-1], 3) is ClaimRefusal.FROZEN
 
 
 def test_a_bar_ends_when_its_time_is_over_and_that_is_a_record(world: Operated) -> None:
