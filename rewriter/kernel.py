@@ -485,9 +485,9 @@ class GatewayKernel:
         self._remove(element, anyone=True)  # a packet's refresh can bring back what was just deleted
         counters = self.tables.counters()  # before the first packet that is this holder's
         self._baseline.update({name: counters[name] for name in counter_names(service)})
-        self.tables.apply(ruleset.install(self.rules, self._epoch(), element))
         if service.passthrough:
             self._route([element])
+        self.tables.apply(ruleset.install(self.rules, self._epoch(), element))
         self.settle(element.service, element.held_by)
         # Behind the batch: a peer that goes on sending makes a connection to nobody with each packet that
         # comes before it, and that one keeps the tuple: the new holder's packets would vanish.
@@ -500,7 +500,7 @@ class GatewayKernel:
         """
         self._remove(element, always=True, to_anybody=not taken_over)
         if self.rules.service(element.service).passthrough:
-            self._route([])
+            self._route([*self.standing_elements()])
         self.purge(element)
         return self._carried(self.rules.service(element.service))
 
