@@ -427,7 +427,10 @@ class Gateway:
         self._opening = False
         match reply:
             case SessionGranted() if self._closing:
-                yield Submit(CloseSession(reply.gateway, reply.epoch))
+                # Under fence the lease of a table that we never replaced may run on, and a closed session
+                # would hold nobody off: so ours runs out.
+                if self.epoch is not None or not self.settings.fence:
+                    yield Submit(CloseSession(reply.gateway, reply.epoch))
             case SessionGranted():
                 yield from self._session_granted(reply)
             case SessionDenied():

@@ -15,7 +15,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -612,6 +612,15 @@ class GatewayKernel:
     def is_flushed(self) -> bool:
         """Whether our table was there and somebody removed it."""
         return self.epoch is not None and self.tables.epoch() is None
+
+    def other_reader(self, epochs: Iterable[int], own: Container[int] = ()) -> int | None:
+        """The first of these epochs whose claims another process reads here; `own`: the queues we read.
+
+        It outlasts the table: a queue ends with its reader, not with a flush.
+        """
+        read = queue_drops()
+        numbers = ((epoch, self._rules_for(epoch).claim_queue) for epoch in epochs)
+        return next((epoch for epoch, number in numbers if number in read and number not in own), None)
 
     def offer(self, nonce: int, lease_ms: int) -> None:
         self.tables.apply(ruleset.offer(self._epoch(), nonce, lease_ms))

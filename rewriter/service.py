@@ -21,7 +21,13 @@ from prometheus_client.core import Metric
 from eventlog.note import KeyUnusable
 from rewriter import kernel, metrics, packet
 from rewriter.command import KernelRefused
-from rewriter.configuration import GatewayFile, GatewaySection, kernel_services, ruleset_for
+from rewriter.configuration import (
+    QUEUES_BY_EPOCH,
+    GatewayFile,
+    GatewaySection,
+    kernel_services,
+    ruleset_for,
+)
 from rewriter.effects import (
     Action,
     Adopt,
@@ -447,6 +453,20 @@ class Worker:
                 f"the kernel's table is of epoch {standing}, ours is {ours}: taken over"
             ) from refusal
 
+    def _stop_if_succeeded(self) -> None:
+        """Whether the table that is missing is a newer worker's: it lives, so it will restore it.
+
+        We may have been stopped while it took over, and then the table was flushed: nothing in it says so.
+        """
+        ours = self._kernel.epoch
+        if ours is None or not self._kernel.is_flushed():
+            return
+        own = {queue.number for queue in self._queues.values()}
+        # Farther on the numbers have come round: a reader there may be an older one, still stopped.
+        newer = self._kernel.other_reader(range(ours + 1, ours + QUEUES_BY_EPOCH // 2), own)
+        if newer is not None:
+            raise TakenOver(f"epoch {newer} is served by another worker, ours is {ours}: taken over")
+
     def _attempt(self, effect: Effect) -> Iterable[Effect]:
         match effect:
             case Verdict():
@@ -511,6 +531,7 @@ class Worker:
             case Adopt():
                 return self._adopt(effect)
             case Restore(what, elements):
+                self._stop_if_succeeded()
                 self._kernel.restore(elements)
                 self._restored[what] += 1
                 log.warning("somebody removed our %s: restored", what, extra=about("restored", what=what))
@@ -522,9 +543,15 @@ class Worker:
         """Before the tracker has answered: refuse claims, translate the calls in progress.
 
         A table that stands there keeps its epoch; where there is none, one is loaded that holds nothing, so
-        that nobody's service packets leave unseen. When another worker reads its queues, it is left alone.
+        that nobody's service packets leave unseen. When another worker reads its queues, it is left alone;
+        so is the place of one that is missing: that worker restores it, and would end if it found ours.
         """
         standing = self._kernel.tables.epoch()
+        if standing is None and self._kernel.other_reader(range(QUEUES_BY_EPOCH)) is not None:
+            log.warning(
+                "another worker's table is missing here, which it restores; waiting for the tracker's word"
+            )
+            return
         if standing is None:
             self._kernel.adopt(OPEN_EPOCH, ())
             self._listen(OPEN_EPOCH)

@@ -242,3 +242,44 @@ def test_a_worker_that_was_stopped_through_a_take_over_changes_nothing_any_more(
     ann.sendto(video(ANN), TO_REFLECTOR)
     assert [payload[12:16] for payload, _ in received(peer, 0.3)] == [socket.inet_aton(PUBLIC)]
     site.assert_log_clean()
+
+
+def test_a_stopped_worker_does_not_restore_what_a_newer_one_has_lost(new_site: SiteMaker) -> None:
+    site = new_site()
+    site.start()
+    ann = site.udp_socket("workstation-1")
+    ann.sendto(open_continue(ANN), TO_REFLECTOR)
+    site.await_holders(ANN)
+    stale = site.daemon("rewriter")
+    site.signal("rewriter", signal.SIGSTOP)
+    standby = site.start_standby("--take-over", waits=False)
+    wait_until(lambda: "bindings adopted" in site.said("standby"), "the take-over", 20)
+    # Nobody who could tell it so is awake, the kernel has forgotten: but the newer one's queues are there.
+    site.signal("tracker", signal.SIGSTOP)
+    standby.send_signal(signal.SIGSTOP)
+    site.lab.run("gateway", FLUSHES["ruleset"])
+    site.signal("rewriter", signal.SIGCONT)
+    wait_until(lambda: stale.poll() is not None, "the stale worker ends", 10)
+    assert "restored" not in site.said("rewriter")
+    assert site.lab.run("gateway", ["nft", "list", "tables"]).stdout == ""
+    site.signal("tracker", signal.SIGCONT)
+    standby.send_signal(signal.SIGCONT)
+    site.await_said("standby", "somebody removed our table: restored")
+    assert standby.poll() is None, site.said("standby")
+    site.await_holders(ANN)
+    site.assert_log_clean()
+
+
+def test_a_standby_that_starts_while_the_table_is_missing_puts_none_in_its_place(new_site: SiteMaker) -> None:
+    site = new_site()
+    site.start()
+    ann = site.udp_socket("workstation-1")
+    ann.sendto(open_continue(ANN), TO_REFLECTOR)
+    site.await_holders(ANN)
+    with site.stopped("tracker"), site.stopped("rewriter"):
+        site.lab.run("gateway", FLUSHES["ruleset"])
+        site.start_standby()
+        site.await_said("standby", "waiting for the tracker's word")
+    site.await_said("rewriter", "somebody removed our table: restored")
+    site.await_holders(ANN)
+    site.assert_running()

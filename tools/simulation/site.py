@@ -245,7 +245,7 @@ class Site:
                 "Tables": lambda: SimulatedTables(self.world.process, self._kernel().tables),
                 "run": self._run,
                 "address_of": self._address_of,
-                "queue_drops": lambda: dict(self._kernel().dropped),
+                "queue_drops": self._queue_drops,
                 "delete_connections": self._delete_connections,
             },
             connections: {"run": self._run},
@@ -260,6 +260,10 @@ class Site:
     def token_bytes(self, size: int) -> bytes:
         """secrets.token_bytes."""
         return self._nonces.randbytes(size)
+
+    def _queue_drops(self) -> dict[int, int]:
+        kernel = self._kernel()
+        return {number: kernel.dropped.get(number, 0) for number in kernel.queues}
 
     def _kernel(self) -> Kernel:
         return self.kernel_of[self.world.process]

@@ -1058,6 +1058,13 @@ def test_a_session_granted_behind_a_stop_is_closed_and_no_other_is_opened() -> N
     (play >> answers(None, SessionOver("gw", 4, None))).settled()
 
 
+def test_under_fence_a_session_whose_table_never_came_is_left_to_run_out() -> None:
+    play = Playbook(Gateway(FENCED, PUBLIC)).run(opens).run(closes)
+    (play >> answers(opening(fence=True), session(4))).settled()
+    play = fenced().run(answers(None, over())).run(closes)  # its own table's lease has ended
+    (play >> answers(opening(fence=True), session(4)) << Submit(CloseSession("gw", 4))).settled()
+
+
 def test_a_late_grant_for_the_old_address_leaves_the_call_on_the_new_one_alone() -> None:
     play = in_session().run(claims(1, ANN)).at(1).run(timer, sees(kernel(public=NEW_PUBLIC))).at(2)
     play.run(claims(2, ANN))
