@@ -97,7 +97,7 @@ from tracker.orders import (
     Withdrawing,
     Withdrawn,
 )
-from tracker.restrictions import Restrictions
+from tracker.restrictions import Restrictions, Scope
 
 MILLISECOND_NS: Final = 1_000_000
 REFUSED_HOSTS_LIMIT: Final = 1024
@@ -654,9 +654,8 @@ def _from_operator(state: State, command: FromOperator, now: Instant) -> Decisio
     match order:
         case ReleaseBinding(binding, why):
             return _end_binding(state, WithdrawalOrdered(binding, Ending.RELEASE, by, why), (), now)
-        case RevokeBinding(binding, barred_ms, why):
-            until_ns = None if barred_ms is None else now.wall_ns + barred_ms * MILLISECOND_NS
-            bars = tuple(_bars(state, binding, until_ns, by, why))
+        case RevokeBinding(binding, _, why):
+            bars = tuple(_bars(state, order, by, now))
             return _end_binding(state, WithdrawalOrdered(binding, Ending.REVOKE, by, why), bars, now)
         case ReservePort(gateway, service) if service not in _services(state, gateway):
             reason = (
@@ -683,7 +682,7 @@ def _end_binding(
         return Decision(reply=Withdrawn(number, None, None))
     gateway = binding.bound.resource.gateway
     session = state.gateways[gateway].session
-    events: tuple[Event, ...] = () if binding.ordered is ordered.ending else (*bars, ordered)
+    events: tuple[Event, ...] = bars if binding.ordered is ordered.ending else (*bars, ordered)
     if session is None:
         return Decision(events, reply=Withdrawing(number, None, lost=True))
     lost = session.lost_since_ns is not None or session.deadline_ns <= now.monotonic_ns
@@ -692,11 +691,20 @@ def _end_binding(
     return Decision(events, reply=reply, orders=((session.worker, withdrawal),))
 
 
-def _bars(state: State, number: int, until_ns: int | None, by: str, why: str) -> Iterator[HostBarred]:
-    binding = state.bindings.get(number)
-    if binding is not None:
-        resource = binding.bound.resource
-        yield HostBarred(resource.gateway, resource.service, binding.bound.holder, until_ns, by, why)
+def _bars(state: State, order: RevokeBinding, by: str, now: Instant) -> Iterator[HostBarred]:
+    binding = state.bindings.get(order.binding)
+    if binding is None:
+        return
+    barred_ns = None if order.barred_ms is None else order.barred_ms * MILLISECOND_NS
+    gateway, service = binding.bound.resource.gateway, binding.bound.resource.service
+    if binding.ordered is Ending.REVOKE:
+        # Commands repeat their order until the worker has let go: only another length is another order.
+        scope = Scope(Restraint.REVOKED, gateway, service, binding.bound.holder)
+        known = state.restrictions.get(scope)
+        if known is None or known.length_ns == barred_ns:
+            return
+    until_ns = None if barred_ns is None else now.wall_ns + barred_ns
+    yield HostBarred(gateway, service, binding.bound.holder, until_ns, by, order.why)
 
 
 def _withdrawals(state: State, gateway: str, worker: str) -> Iterator[tuple[str, WithdrawBinding]]:

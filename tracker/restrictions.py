@@ -48,6 +48,11 @@ class Restriction:
     since_ns: int
     denied: set[tuple[str, str, bytes]] = field(default_factory=set)
 
+    @property
+    def length_ns(self) -> int | None:
+        """How long it is to last; None: until it is ended."""
+        return None if self.until_ns is None else self.until_ns - self.since_ns
+
 
 Restrictions = dict[Scope, Restriction]
 """Those in force, in the order in which they began."""

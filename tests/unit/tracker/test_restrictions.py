@@ -184,6 +184,17 @@ def test_a_bar_ends_when_its_time_is_over_and_that_is_a_record(world: Operated) 
     assert world.refusal(ANN, 7) is None
 
 
+def test_a_revocation_for_another_time_counts_though_the_worker_has_not_let_go(world: Operated) -> None:
+    world.order(RevokeBinding(1, 5000, "noise"), 2)
+    assert world.order(RevokeBinding(1, 5000, "noise"), 3)[0] == ()  # the same again, as commands give it
+    events, _ = world.order(RevokeBinding(1, None, "for good"), 4)
+    assert events == (HostBarred("gw", "cuseeme", ANN, None, "olga", "for good"),)
+    assert world.order(RevokeBinding(1, None, "for good"), 5)[0] == ()
+    world.say(withdrawn(reason=Ending.REVOKE), 6)
+    world(PassTime(), at(60))
+    assert world.refusal(ANN, 60) is ClaimRefusal.REVOKED
+
+
 def test_a_bar_is_lifted_by_order_wherever_the_host_is_barred(world: Operated) -> None:
     world.order(RevokeBinding(1, None, "noise"))
     assert world.order(LiftBar(BOB, None, None, "sorry")) == ((), OrderTaken(news=False))
