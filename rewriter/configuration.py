@@ -97,6 +97,15 @@ class GatewaySection(Section):
     queue_base: Annotated[int, Field(strict=True, ge=1, le=65535 - 2 * QUEUES_BY_EPOCH)] = 17648
 
 
+LIVE_SETTINGS: Final = frozenset(
+    {
+        *("lan", "wan", "claim_timeout_s"),
+        *("refusal", "refused_s", "hairpin", "keep_source_ports"),
+    }
+)
+"""What takes effect in a running worker, as all of [services] does; the rest needs a restart."""
+
+
 class GatewayFile(TrackerFile):
     """The whole file, as every command reads it; only the rewriter needs [gateway]."""
 
@@ -161,6 +170,37 @@ def _gateway_settings(gateway: GatewaySection, lease_s: float) -> Iterator[tuple
             yield f"gateway.{name}", f"is missing, and TCP is always encrypted; {mend}"
         elif there and not by_tcp:
             yield f"gateway.{name}", "has no effect without a gateway.tracker by TCP"
+
+
+def changed_settings(before: GatewayFile, after: GatewayFile) -> list[str]:
+    """The keys of what a worker goes by and what is not the same in both."""
+    names = before.services.keys() | after.services.keys()
+    changed = [f"services.{it}" for it in names if before.services.get(it) != after.services.get(it)]
+    pairs = (("gateway", before.gateway, after.gateway), ("tracker", before.tracker, after.tracker))
+    for section, old, new in pairs:
+        fields = GatewaySection.model_fields if section == "gateway" else ("endpoint", "verifying_keys")
+        changed += [f"{section}.{it}" for it in fields if getattr(old, it, None) != getattr(new, it, None)]
+    return sorted(changed)
+
+
+def is_live(key: str) -> bool:
+    """Whether a setting takes effect without a restart."""
+    section, _, name = key.partition(".")
+    return section == "services" or (section == "gateway" and name in LIVE_SETTINGS)
+
+
+def with_live_settings(before: GatewayFile, after: GatewayFile) -> GatewayFile:
+    """The configuration as it was, but for what of another one takes effect in a running worker.
+
+    ValueError for a file without a [gateway].
+    """
+    old, new = before.gateway, after.gateway
+    if old is None or new is None:
+        raise ValueError("no [gateway] in the configuration")
+    live = {name: getattr(new, name) for name in LIVE_SETTINGS}
+    return before.model_copy(
+        update={"services": after.services, "gateway": old.model_copy(update=live)},
+    )
 
 
 def to_ports(ports: PortRange) -> Ports:

@@ -101,7 +101,10 @@ PROTOCOLS: Final[dict[int, Protocol]] = {UDP: "udp", TCP: "tcp"}
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`fence`: the kernel forwards only while the lease runs; `standby`: wait while the gateway is taken."""
+    """`fence`: the kernel forwards only while the lease runs; `standby`: wait while the gateway is taken.
+
+    `revision` says which rules the kernel is to have: another one, and its table has to be replaced.
+    """
 
     gateway: str
     worker: str
@@ -114,6 +117,7 @@ class Settings:
     fence: bool = False
     more_public: tuple[IPv4Address, ...] = ()
     """Public addresses beside the first, for second callers of the same peer."""
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +133,9 @@ class Gateway:
     """One worker's knowledge of its gateway. `epoch` is the session's; None before the first one."""
 
     def __init__(self, settings: Settings, public: IPv4Address | None) -> None:
-        self.settings = settings
         self.public = public
         self.epoch: int | None = None
         self.counters: dict[str, int] = {}
-        self._services = {service.name: service for service in settings.services}
-        self._ports = {service.name: service.ports() for service in settings.services}
         self._held: dict[int, Held] = {}
         self._standing: tuple[Element, ...] = ()  # what the kernel held before the first session
         self._standing_epoch: int | None = None
@@ -144,6 +145,11 @@ class Gateway:
         self._unheard: list[BindingWithdrawn] = []  # of these, what the new session had not heard
         self._ended: dict[int, BindingWithdrawn] = {}  # what was reported of them
         self._purges: list[tuple[int, Element]] = []
+        self._services: dict[str, Service] = {}
+        self._turned: set[str] = set()  # services that became passthrough, or are it no more
+        self._go_by(settings)
+        self._wanted = settings  # as configured now
+        self._asked = settings  # with which the last OpenSession was sent
         self._grant: SessionGranted | None = None  # the last one that was for this process
         self._opening = False  # an OpenSession of ours is unanswered
         self._closing = False  # nothing new begins any more
@@ -451,6 +457,7 @@ class Gateway:
 
     def _session_granted(self, reply: SessionGranted) -> Iterator[Effect]:
         self._grant = reply
+        self._go_by(self._asked)
         # The older epoch's queues end with the table: a packet left in them could get no verdict any more.
         for waiting in self._waiting.values():
             if waiting.packet is not None:
@@ -478,6 +485,8 @@ class Gateway:
         """Whether our configuration has its service (still), and does not give it to another host."""
         service = self._services.get(held.element.service)
         if service is None or service.per_peer != (held.element.peer is not None):
+            return False
+        if service.name in self._turned:
             return False
         return service.fixed_holder in (None, held.element.holder)
 
@@ -628,10 +637,12 @@ class Gateway:
 
         `before`: the epoch of the table that stood there, None if there was none.
         """
+        is_again = epoch == self.epoch  # with other rules
         self.epoch = epoch
         self._standing = ()
         self._seen_good_ns = now.wall_ns
-        self._dropped = {}  # the queues are new
+        if not is_again:
+            self._dropped = {}  # the queues are new
         for what, since_ns, until_ns in self._holes:
             yield self._hole(epoch, what, since_ns, until_ns)
         self._holes.clear()
@@ -646,7 +657,8 @@ class Gateway:
                 continue
             del self._held[held.binding]
             self._hang_ups.pop(held.binding, None)
-            reason = Ending.IDLE if self._ran_out(held, before) else Ending.LOST
+            ran_out = held.may_be_idle(now.monotonic_ns) if is_again else self._ran_out(held, before)
+            reason = Ending.IDLE if ran_out else Ending.LOST
             if not self._fits(held):
                 reason = Ending.RECONFIGURED
             yield from self._report_ended(held.binding, reason, now, held.last_packet_ns)
@@ -793,18 +805,55 @@ class Gateway:
 
     def _open(self) -> Iterator[Effect]:
         self._opening, self._reopen_ns = True, None
-        self._announced = self.public
+        self._announced, self._asked = self.public, self._wanted
         yield Submit(
             OpenSession(
                 gateway=self.settings.gateway,
                 public_addresses=tuple(address.packed for address in self.publics()),
-                services=self.settings.definitions,
+                services=self._asked.definitions,
                 host=self.settings.host,
                 # Once: two that take over from each other would do so for ever.
                 take_over=self.settings.take_over and self.epoch is None,
                 fence=self.settings.fence,
             )
         )
+
+    def reconfigure(self, wanted: Settings) -> Iterator[Effect]:
+        """Other services, another time-out, other rules for the kernel; all else is as it was.
+
+        What the tracker has to hear of takes effect with its answer: a session opened anew. Without a
+        session, all waits for one.
+        """
+        self._wanted = wanted
+        yield from self._take_wanted()
+
+    def _take_wanted(self) -> Iterator[Effect]:
+        wanted, before = self._wanted, self.settings
+        if wanted == before or self.epoch is None or self._opening or self._closing:
+            return
+        if wanted.definitions != before.definitions:
+            if self._no_room_since_ns is None:  # else at a later tick
+                yield from self._open()
+            return
+        self._go_by(wanted)
+        if wanted.revision != before.revision:
+            holding = ((held.binding, held.element) for held in self._held.values() if self._fits(held))
+            yield Adopt(self.epoch, tuple(holding))
+
+    def _go_by(self, settings: Settings) -> None:
+        """From here on; a table by other settings has to be replaced at once."""
+        former, self.settings = self._services, settings
+        self._turned = {
+            service.name
+            for service in settings.services
+            if service.passthrough != former.get(service.name, service).passthrough
+        }
+        self._services = {service.name: service for service in settings.services}
+        self._ports = {service.name: service.ports() for service in settings.services}
+        for held in self._held.values():
+            held.set_idle(self._idle_ns(held.element.service))
+        # Of a service that is no more, nothing is left when the table is replaced.
+        self._purges = [(at_ns, it) for at_ns, it in self._purges if it.service in self._services]
 
     def close_session(self) -> Iterator[Effect]:
         """A clean stop: calls go on in the kernel, and another worker may come at once.
@@ -844,6 +893,7 @@ class Gateway:
             if self.epoch is not None:
                 yield from self._heartbeat(self.epoch)
                 yield from self._claim_fixed(now)
+                yield from self._take_wanted()
         if self._reopen_ns is not None and now.monotonic_ns >= self._reopen_ns:
             yield from self._open()
 

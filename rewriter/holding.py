@@ -69,6 +69,12 @@ class Held:
         if self.installed_ns is None or last_ns > self.installed_ns:
             self.last_packet_ns = last_ns
 
+    def set_idle(self, idle_ns: int) -> None:
+        """Another idle time holds from here on; what was silent stays so for as long as it was."""
+        if self.expires_ns is not None:
+            self.expires_ns += idle_ns - self.idle_ns
+        self.idle_ns = idle_ns
+
     def may_be_idle(self, now_ns: int) -> bool:
         """Whether its time can have run out in the kernel."""
         return self.expires_ns is None or now_ns >= self.expires_ns - EXPIRY_SLACK_NS

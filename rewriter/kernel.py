@@ -85,6 +85,16 @@ class Tables:
             return None
         return int(found[0]) if found else None
 
+    def numbers(self, services: Iterable[Service]) -> dict[str, int]:
+        """The numbers by label, of those services that the table which stands there has."""
+        found: dict[str, int] = {}
+        for service in services:
+            try:
+                (found[service.label],) = map(int, self.elements("set", f"{service.label}_number"))
+            except KernelRefused:
+                continue
+        return found
+
     def _text(self, kind: str, name: str) -> str:
         self._nft.set_json_output(False)
         code, output, error = self._nft.cmd(f"list {kind} ip {ruleset.TABLE} {name}")
@@ -401,7 +411,8 @@ class GatewayKernel:
         Returns the bindings kept and the epoch of the table before, if there was one. Calls in progress are
         not touched: the replacement is one transaction, and connections live in conntrack. Idle times go on
         where they were, but for the time in which nft loads the table: so much later they end (about 10 ms;
-        nobody can know before how long it will take, and earlier than due would end a call).
+        nobody can know before how long it will take, and earlier than due would end a call). Where the idle
+        time itself is another now, what was silent stays so for as long as it was.
         """
         before = self.tables.epoch()
         if before is not None and before != self.epoch and before >= epoch:
@@ -409,31 +420,46 @@ class GatewayKernel:
                 f"the table here is of epoch {before}, not ours, and {epoch} was granted: another worker"
                 " took over; or the tracker's log was replaced, then: nft delete table ip porthold"
             )
-        found = list(wanted) if (before or 0) < moved_epoch else self._found(wanted)
+        rules = self._rules_for(epoch)
+        if before is not None:
+            rules = replace(
+                rules, services=ruleset.numbered(rules.services, self.tables.numbers(rules.services))
+            )
+        found = list(wanted) if (before or 0) < moved_epoch else self._found(wanted, rules)
         kept = [binding for binding, _ in found]
         elements = [element for _, element in found]
-        rules, was_passing = self._rules_for(epoch), self.tables.chain("passing") is not None
+        was_passing = self.tables.chain("passing") is not None
+        counted = self.tables.counters() if self._loaded and before == self.epoch else {}
         self.tables.apply(ruleset.render(rules, epoch, elements, replaces=before))
         self.epoch, self.rules = epoch, rules
         self._loaded = self._chains()
         self._route(elements, was_passing=was_passing)
         self.ensure_queueing()
         remove_queue_rules(keep=() if rules.native_queue else (rules.claim_queue, rules.talk_queue))
-        self._baseline = {}
+        self._baseline = {
+            name: (
+                self._baseline.get(name, (0, 0))[0] - packets,
+                self._baseline.get(name, (0, 0))[1] - octets,
+            )
+            for name, (packets, octets) in counted.items()
+        }
+        self._forget_former(elements)
         for service in rules.services:
             here = [e for e in elements if e.service == service.name]
-            self._forget_all_but(service, here)
             # Peers went on sending while nobody held, or nobody came to the end of an installation.
             self._forget_claimed_tuples(service, here)
         return kept, before
 
-    def _found(self, wanted: Iterable[tuple[int, Element]]) -> list[tuple[int, Element]]:
-        """Those that the kernel holds, with the idle time that is left now."""
+    def _found(self, wanted: Iterable[tuple[int, Element]], rules: Ruleset) -> list[tuple[int, Element]]:
+        """Those that the kernel holds, with the idle time that is left now by the new rules."""
+        idle_s = {service.name: service.idle_s for service in self.rules.services}
         seen: list[tuple[int, Element, int]] = []
         for binding, element in wanted:
             looked_ns = self._clock().monotonic_ns
-            left_s = self._left_s(element)
+            service = rules.service(element.service)
+            left_s = self._left_s(element, service)
             if left_s is not None:
+                left_s += service.idle_s - idle_s.get(service.name, service.idle_s)
                 seen.append((binding, element, looked_ns + round(left_s * 1e9)))
         now_ns = self._clock().monotonic_ns
         return [
@@ -460,11 +486,10 @@ class GatewayKernel:
             for key, public in holders.items():
                 yield ruleset.element_of(service.name, key, public)
 
-    def _left_s(self, element: Element) -> float | None:
-        label = self.rules.service(element.service).label
+    def _left_s(self, element: Element, service: Service) -> float | None:
         try:
-            left_s = self.tables.timed(f"{label}_holders").get(element.held_by)
-            public = self.tables.mapped(f"{label}_outbound").get(element.held_by)
+            left_s = self.tables.timed(f"{service.label}_holders").get(element.held_by)
+            public = self.tables.mapped(f"{service.label}_outbound").get(element.held_by)
         except KernelRefused:
             return None
         return left_s if public == element.public else None
@@ -729,8 +754,22 @@ class GatewayKernel:
     def _forget(self, service: Service, which: Callable[[Connection], bool]) -> None:
         delete_connections(filter(which, self._marked(service)))
 
-    def _forget_all_but(self, service: Service, elements: Sequence[Element]) -> None:
-        self._forget(service, lambda connection: not any(is_of(element, connection) for element in elements))
+    def _forget_former(self, elements: Sequence[Element]) -> None:
+        """Connections of services that are no more, to ports that are no more theirs, or of nobody here."""
+        services = {service.number: service for service in self.rules.services}
+
+        def is_former(connection: Connection) -> bool:
+            number = self.rules.service_of_mark(connection.mark)
+            if number == 0:
+                return False
+            service = services.get(number)
+            return (
+                service is None
+                or not (service.passthrough or has_port(service, connection.protocol, connection.original[3]))
+                or not any(is_of(e, connection) for e in elements if e.service == service.name)
+            )
+
+        delete_connections(filter(is_former, connections()))
 
     def _forget_claimed_tuples(self, service: Service, elements: Sequence[Element]) -> None:
         """Entries that aren't the service's own but have its public ports, or go to them: a caller's from
@@ -738,11 +777,10 @@ class GatewayKernel:
         """
         if not elements:
             return
-        spans = service.ports()
         holders, publics = {e.holder for e in elements}, {e.public for e in elements}
 
         def ours(protocol: str, port: int) -> bool:
-            return any(span.protocol == protocol and span.first <= port <= span.last for span in spans)
+            return has_port(service, protocol, port)
 
         mask, is_local = self.rules.mark_mask, service.unsolicited == "local"
 
@@ -760,6 +798,10 @@ class GatewayKernel:
 
 def counter_names(service: Service) -> tuple[str, str, str]:
     return f"{service.label}_sent", f"{service.label}_received", f"{service.label}_callers"
+
+
+def has_port(service: Service, protocol: str, port: int) -> bool:
+    return any(span.protocol == protocol and span.first <= port <= span.last for span in service.ports())
 
 
 def inside(connection: Connection) -> set[IPv4Address]:

@@ -40,8 +40,8 @@ stopped, and goes on when it is back: peers wait for 60 s, and the port is held 
 holds callers off the queue there: who floods a held port from outside floods the worker.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from typing import Literal
 
@@ -204,6 +204,20 @@ def key_of(address: IPv4Address, peer: IPv4Address | None) -> Key:
     return address if peer is None else (address, peer)
 
 
+def numbered(services: Iterable[Service], standing: Mapping[str, int]) -> tuple[Service, ...]:
+    """The services, those of a table that stands (label → number) with its numbers, others with free ones.
+
+    Connections carry the number for as long as they live: it must not come to mean another service.
+    """
+    found = tuple(services)
+    kept = {standing[service.label] for service in found if service.label in standing}
+    free = iter([number for number in range(1, MOST_SERVICES + 1) if number not in kept])
+    return tuple(
+        replace(service, number=standing[service.label] if service.label in standing else next(free))
+        for service in found
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Element:
     """A binding as the kernel holds it; `left_s` of the idle time are left (None: all of it)."""
@@ -276,6 +290,10 @@ class Ruleset:
 
     def connection_mark(self, service: Service, opened: int) -> int:
         return (service.number << 2 | opened) << self.shift
+
+    def service_of_mark(self, mark: int) -> int:
+        """The service's number in a connection's mark; 0 for a connection that is not ours."""
+        return (mark & self.mark_mask) >> self.shift >> 2
 
     @property
     def unmarked(self) -> str:
@@ -397,6 +415,7 @@ def service_sets(rules: Ruleset, service: Service, bindings: Sequence[Element]) 
     mine = [binding for binding in bindings if binding.service == service.name]
     name, idle = service.label, f"timeout {milliseconds(service.idle_s)};"
     key = "ipv4_addr . ipv4_addr" if service.per_peer else "ipv4_addr"
+    yield f"set {name}_number {{ type mark; elements = {{ {service.number} }}; }}"
     yield f"set {name}_control {{ {PORT_SET}{elements(ports.text() for ports in service.control)} }}"
     yield f"set {name}_ports {{ {PORT_SET}{elements(ports.text() for ports in service.ports())} }}"
     holders = elements(f"{key_text(b.held_by)}{left(service, b)}" for b in mine)

@@ -10,6 +10,7 @@ import logging
 import socket
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address
 from itertools import chain
 from pathlib import Path
@@ -25,8 +26,11 @@ from rewriter.configuration import (
     QUEUES_BY_EPOCH,
     GatewayFile,
     GatewaySection,
+    changed_settings,
+    is_live,
     kernel_services,
     ruleset_for,
+    with_live_settings,
 )
 from rewriter.effects import (
     Action,
@@ -139,7 +143,6 @@ class Worker:
             )
         self._rewrites_in_kernel, self._datapath = choose_datapath(section.datapath)
         self._most_speakers = kernel.most_speakers()
-        self._kernel = GatewayKernel(self._rules, read_clock)
         settings = Settings(
             gateway=section.name,
             worker=section.worker or section.name,
@@ -152,7 +155,9 @@ class Worker:
             fence=section.on_tracker_loss == "fence",
             more_public=tuple(map(IPv4Address, section.public_addresses[1:])),
         )
-        self._gateway = Gateway(settings, self._public_address())
+        self._files = {settings.revision: file}
+        self._gateway = Gateway(settings, public_address(section))
+        self._kernel = GatewayKernel(self._rules, read_clock)
         self._queues: dict[str, Queue] = {}
         self._packets: dict[int, Packet] = {}
         self._numbers = 0
@@ -181,8 +186,11 @@ class Worker:
         self._poller.register(self._client.socket, zmq.POLLIN)
 
     def _rules(self, epoch: int) -> Ruleset:
+        return self._rules_of(self._files[self._gateway.settings.revision], epoch)
+
+    def _rules_of(self, file: GatewayFile, epoch: int) -> Ruleset:
         return ruleset_for(
-            self._file,
+            file,
             epoch,
             native_queue=self._native_queue,
             most_speakers=self._most_speakers,
@@ -190,10 +198,8 @@ class Worker:
         )
 
     def _public_address(self) -> IPv4Address | None:
-        configured = self._section.public_address or next(iter(self._section.public_addresses), None)
-        if configured is not None:
-            return IPv4Address(configured)
-        return kernel.address_of(self._section.wan)
+        section = self._files[self._gateway.settings.revision].gateway
+        return None if section is None else public_address(section)
 
     # --- the loop ----------------------------------------------------------------------------------------
 
@@ -254,15 +260,41 @@ class Worker:
                     "not reloaded, the old configuration stays: %s", problem, extra=about("reload-refused")
                 )
             return
-        changed = ", ".join(changed_settings(self._file, wanted))
-        if changed:
+        changed = changed_settings(self._file, wanted)
+        kept = ", ".join(key for key in changed if not is_live(key))
+        if kept:
             log.warning(
                 "changed, but only a restart brings it (calls go on meanwhile): %s",
-                changed,
-                extra=about("restart-needed", settings=changed),
+                kept,
+                extra=about("restart-needed", settings=kept),
             )
-        else:
-            log.info("configuration read again: nothing has changed", extra=about("reloaded", settings=""))
+        taken = ", ".join(filter(is_live, changed))
+        log.info(
+            "configuration read again: %s",
+            taken or "nothing to be taken" if changed else "nothing has changed",
+            extra=about("reloaded", settings=taken),
+        )
+        if taken:
+            self._take(with_live_settings(self._file, wanted))
+
+    def _take(self, file: GatewayFile) -> None:
+        """Go by the file: what the tracker need not hear of, now; the rest when it has answered."""
+        revision = max(self._files)
+        if self._rules_of(file, OPEN_EPOCH) != self._rules_of(self._file, OPEN_EPOCH):
+            revision += 1
+        self._file = file
+        before = self._gateway.settings
+        # What is older than what is in force is over; younger ones may still be asked for.
+        self._files = {number: it for number, it in self._files.items() if number >= before.revision}
+        self._files[revision] = file
+        wanted = replace(
+            before,
+            services=kernel_services(file),
+            definitions=file.service_definitions(),
+            claim_timeout_s=(file.gateway or self._section).claim_timeout_s,
+            revision=revision,
+        )
+        self._carry_out(self._gateway.reconfigure(wanted))
 
     def _round(self) -> Container[object]:
         """One turn; what was ready."""
@@ -634,20 +666,6 @@ class Worker:
             )
 
 
-def changed_settings(before: GatewayFile, after: GatewayFile) -> list[str]:
-    """The keys of what a worker goes by and what is not the same in both."""
-    old, new = before.model_dump(), after.model_dump()
-    keys = [f"services.{name}" for name in old["services"].keys() | new["services"].keys()]
-    keys += [f"gateway.{name}" for name in GatewaySection.model_fields]
-    keys += ["tracker.endpoint", "tracker.verifying_keys"]
-
-    def value(values: dict[str, dict[str, object]], key: str) -> object:
-        section, _, name = key.partition(".")
-        return values[section].get(name)
-
-    return sorted(key for key in keys if value(old, key) != value(new, key))
-
-
 def choose_datapath(wanted: str) -> tuple[bool, str]:
     """Whether the kernel rewrites packets, and that in words, with the reason; WorkerStopped if it can't."""
     if wanted == "queue":
@@ -661,6 +679,12 @@ def choose_datapath(wanted: str) -> tuple[bool, str]:
             ' or set gateway.datapath = "auto", and it is done here, for fewer packets a second'
         )
     return False, f"queue (the kernel does not rewrite payload: {said})"
+
+
+def public_address(section: GatewaySection) -> IPv4Address | None:
+    """The address that callers know: as configured, or the WAN interface's own."""
+    configured = section.public_address or next(iter(section.public_addresses), None)
+    return kernel.address_of(section.wan) if configured is None else IPv4Address(configured)
 
 
 def host_identity() -> str:

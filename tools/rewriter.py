@@ -41,7 +41,7 @@ def command(config_path: Path, *, take_over: bool, log_format: journal.Form) -> 
     """Work for this machine's gateway: claims, rewriting, bindings in the kernel.
 
     Ends with 0 at SIGTERM or SIGINT, calls going on in the kernel; with 1 when it can't go on, with 2 when it
-    can't begin. SIGHUP reads the configuration again.
+    can't begin. SIGHUP reads the configuration again: services and rules change while calls go on.
     """
     journal.set_up("rewriter", log_format)
     try:

@@ -18,7 +18,7 @@ from rewriter.effects import RemoveStray, Submit, Verdict, Withdraw
 from rewriter.gateway import Gateway
 from rewriter.holding import Held
 from rewriter.kernel import GatewayKernel
-from rewriter.ruleset import Element
+from rewriter.ruleset import Element, Service
 from tools.simulation.syscalls import replaced
 from tracker import ownership, restrictions
 from tracker.client import TrackerClient
@@ -347,8 +347,8 @@ def nothing_adopted(_original: Callable[..., Any]) -> Callable[..., Any]:
 
 @bug(GatewayKernel, "_left_s", 9, "Whoever is adopted may be silent for the whole idle time again.")
 def adoption_lengthens_silence(original: Callable[..., Any]) -> Callable[..., Any]:
-    def left_s(self: Any, element: Element) -> float | None:
-        return None if original(self, element) is None else 1e6
+    def left_s(self: Any, element: Element, service: Service) -> float | None:
+        return None if original(self, element, service) is None else 1e6
 
     return left_s
 

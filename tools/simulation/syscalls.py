@@ -14,7 +14,7 @@ from rewriter import kernel
 from rewriter.command import KernelRefused
 from rewriter.connections import Connection
 from rewriter.kernel import QueueBusy, to_key
-from rewriter.ruleset import HOOKED_CHAINS, Key
+from rewriter.ruleset import HOOKED_CHAINS, Key, Service
 from tools.simulation.netfilter import Kernel
 from tools.simulation.nft import BatchRefused, Set, Tables
 from tools.simulation.packets import Packet, PacketQueue
@@ -72,6 +72,12 @@ class SimulatedTables(kernel.Tables):
         if table is None:
             raise KernelRefused("Error: No such file or directory")
         return {name: (packets, octets) for name, (packets, octets) in table.counters.items()}
+
+    def numbers(self, services: Iterable[Service]) -> dict[str, int]:
+        table = self._tables.table
+        sets = {} if table is None else table.sets
+        names = {service.label: f"{service.label}_number" for service in services}
+        return {label: int(next(iter(sets[name].elements))) for label, name in names.items() if name in sets}
 
     def epoch(self) -> int | None:
         self._process.call()
@@ -209,6 +215,8 @@ class SimulatedPacket:
 
 def conntrack(namespace: Kernel, words: Sequence[str]) -> str:
     match words:
+        case ["-L"]:
+            return "".join(it.line() + "\n" for it in namespace.entries())
         case ["-L", "-m", mark]:
             value, mask = (int(number, 0) for number in mark.split("/"))
             return "".join(it.line() + "\n" for it in namespace.entries() if it.mark & mask == value)

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewriter.configuration import QUEUES_BY_EPOCH, GatewayFile, kernel_services, ruleset_for
+from rewriter.configuration import (
+    QUEUES_BY_EPOCH,
+    GatewayFile,
+    changed_settings,
+    is_live,
+    kernel_services,
+    ruleset_for,
+    with_live_settings,
+)
 from rewriter.ruleset import MARK_BITS, MOST_SERVICES, Ports
 from tracker.configuration import ConfigurationError, load
 
@@ -37,6 +45,28 @@ def gateway(tmp_path: Path, line: str) -> list[str]:
     key = line.partition(" ")[0]
     kept = "".join(one for one in LEAST.splitlines(keepends=True) if one.partition(" ")[0] != key)
     return problems(tmp_path, f"{kept}{line}\n{CUSEEME}")
+
+
+# --- what a running worker takes of another file ---------------------------------------------------------
+
+
+def test_services_and_rules_are_taken_and_what_needs_a_restart_stays(tmp_path: Path) -> None:
+    before = loaded(tmp_path, LEAST + CUSEEME)
+    text = LEAST.replace("br0", "br1") + 'refusal = "drop"\nqueue_base = 20000\nstandby = true\n'
+    after = loaded(tmp_path, text + '[services.chat]\ncontrol = ["udp/9000"]\nforward = ["udp/9000"]\n')
+    changed = changed_settings(before, after)
+    assert {key: is_live(key) for key in changed} == {
+        "gateway.lan": True,
+        "gateway.queue_base": False,
+        "gateway.refusal": True,
+        "gateway.standby": False,
+        "services.chat": True,
+        "services.cuseeme": True,
+    }
+    taken = with_live_settings(before, after)
+    assert taken.gateway is not None
+    assert (taken.gateway.lan, taken.gateway.refusal, taken.gateway.queue_base) == (("br1",), "drop", 17648)
+    assert changed_settings(taken, after) == ["gateway.queue_base", "gateway.standby"]
 
 
 # --- what is right ----------------------------------------------------------------------------------------

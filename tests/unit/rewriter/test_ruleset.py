@@ -318,3 +318,15 @@ def test_a_kernel_refuses_the_table_of_a_worker_that_did_not_see_the_standing_on
     first = ruleset.render(RULES, 8, [HELD], replaces=None)
     with pytest.raises(AssertionError):
         load_all(tmp_path, [first, ruleset.render(RULES, 9, [], replaces=replaces)])
+
+
+def test_services_keep_the_numbers_that_connections_carry_and_new_ones_get_free_ones() -> None:
+    found = [replace(CUSEEME, name=name, number=number) for number, name in enumerate("abcd", start=1)]
+    assert [it.number for it in ruleset.numbered(found, {})] == [1, 2, 3, 4]
+    assert [it.number for it in ruleset.numbered(found, {"c": 1, "b": 3, "gone": 2})] == [2, 3, 1, 4]
+
+
+def test_as_many_services_as_there_are_numbers_find_one_each() -> None:
+    found = [replace(CUSEEME, name=f"s{n}", number=n) for n in range(1, MOST_SERVICES + 1)]
+    numbers = {it.number for it in ruleset.numbered(reversed(found), {"s1": MOST_SERVICES, "s2": 7})}
+    assert numbers == set(range(1, MOST_SERVICES + 1))
