@@ -35,8 +35,8 @@ class IoVector(ctypes.Structure):
     _fields_ = (("base", ctypes.c_char_p), ("length", ctypes.c_size_t))
 
 
-class MessageHeader(ctypes.Structure):
-    """struct mmsghdr, with its struct msghdr's fields (recvmmsg(2))"""
+class Message(ctypes.Structure):
+    """struct msghdr"""
 
     _fields_ = (
         ("name", ctypes.c_void_p),
@@ -46,8 +46,13 @@ class MessageHeader(ctypes.Structure):
         ("control", ctypes.c_void_p),
         ("control_length", ctypes.c_size_t),
         ("flags", ctypes.c_int),
-        ("sent", ctypes.c_uint32),
     )
+
+
+class MessageHeader(ctypes.Structure):
+    """struct mmsghdr (recvmmsg(2)): the octets that fill its message up count."""
+
+    _fields_ = (("message", Message), ("sent", ctypes.c_uint32))
 
 
 def send_all(raw: socket.socket, packets: Sequence[bytes], per_s: float, seconds: float) -> int:
@@ -56,7 +61,7 @@ def send_all(raw: socket.socket, packets: Sequence[bytes], per_s: float, seconds
     vectors = (IoVector * len(packets))(*(IoVector(packet, len(packet)) for packet in packets))
     headers = (MessageHeader * len(packets))()
     for header, vector in zip(headers, vectors, strict=True):
-        header.vectors, header.vector_count = ctypes.pointer(vector), 1
+        header.message.vectors, header.message.vector_count = ctypes.pointer(vector), 1
     began_s = time.monotonic()
     sent = tried = 0
     while (elapsed_s := time.monotonic() - began_s) < seconds:
