@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from eventlog.store import LogReader
 from eventlog.verify import compare_projection, verify
@@ -49,6 +50,7 @@ class Place:
         self.reader_endpoint = f"ipc://{directory}/reader.ipc"
         self.operator_endpoint = f"ipc://{directory}/operator.ipc"
         self.configuration = directory / "porthold.toml"
+        self._said = directory / "tracker.said"
         self.process: subprocess.Popen[str] | None = None
         self.environment: dict[str, str] = {}
         self.options: tuple[str, ...] = ()
@@ -63,18 +65,20 @@ class Place:
             f'operator_endpoint = "{self.operator_endpoint}"\nalive_s = 0.2\n{more}'
         )
 
-    def begin(self) -> subprocess.Popen[str]:
+    def begin(self, stderr: int | TextIO = subprocess.PIPE) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", "from tools.tracker import command; command()"]
         return subprocess.Popen(
             [*command, "--config", str(self.configuration), *self.options],
             cwd=ROOT,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
             env={**os.environ, **self.environment},
         )
 
     def start(self) -> None:
-        self.process = self.begin()
+        # Not a pipe: nobody reads it meanwhile, and a full one would stop the tracker in its next line.
+        with self._said.open("w") as output:
+            self.process = self.begin(output)
         self.status()
 
     def status(self) -> Status:
@@ -91,6 +95,8 @@ class Place:
         assert self.process is not None
         _, said = self.process.communicate(timeout=20)
         code = self.process.returncode
+        if self.process.stderr is None:
+            said = self._said.read_text()
         self.process = None
         return code, said
 

@@ -1,6 +1,6 @@
 """A worker without a kernel: a real process that opens, renews, claims, releases through the real client.
 
-    python -m tests.crash.port_worker ENDPOINT DIRECTORY WORKER GATEWAY SEED
+    python -m tests.crash.port_worker ENDPOINT DIRECTORY WORKER GATEWAY SEED [KEY TRACKER_KEY]
 
 Rule 1: one operation at a time. What it is about to do is written down before, with the time, and what came
 of it after; so whoever kills it knows all that may have happened. Rule 2: a successor first hears what became
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from tests.crash.place import PUBLIC, SHARED
-from tracker.client import TrackerClient
+from tracker.client import Credentials, TrackerClient
 from tracker.clock import read_clock
 from tracker.events import BindingWithdrawn, Ending
 from tracker.messages import (
@@ -56,6 +56,7 @@ class PortWorker:
         self._write(begin=True)
         while self._client.pending:
             self._client.socket.poll(50)
+            self._client.tick(read_clock())
             for answer in self._client.receive(read_clock()):
                 if answer.request is not None:
                     self._write(result=in_words(answer.reply))
@@ -108,6 +109,7 @@ class PortWorker:
         until_s = time.monotonic() + 0.5
         while time.monotonic() < until_s:
             self._client.socket.poll(20)
+            self._client.tick(read_clock())
             for answer in self._client.receive(read_clock()):
                 match answer.reply:
                     case HeartbeatAcknowledged(nonce=self._nonce):
@@ -125,6 +127,7 @@ class PortWorker:
         sequence = self._client.submit(message, read_clock())
         while True:
             self._client.socket.poll(50)
+            self._client.tick(read_clock())
             for answer in self._client.receive(read_clock()):
                 if answer.sequence == sequence:
                     self._write(result=in_words(answer.reply))
@@ -154,10 +157,16 @@ def in_words(reply: ReplyBody) -> list[object]:
             raise TypeError(reply)
 
 
-def main(endpoint: str, directory: str, worker: str, gateway: str, seed: str) -> None:
+def main(endpoint: str, directory: str, worker: str, gateway: str, seed: str, *keys: str) -> None:
     chance = random.Random(f"{seed} {worker}")
     path = Path(directory)
-    client = TrackerClient.open(endpoint, worker=worker, outbox=path / f"{worker}.outbox", now=read_clock())
+    client = TrackerClient.open(
+        endpoint,
+        worker=worker,
+        outbox=path / f"{worker}.outbox",
+        now=read_clock(),
+        credentials=Credentials.read(Path(keys[0]), keys[1]) if keys else None,
+    )
     with (path / f"{worker}.diary").open("a") as diary:
         works = PortWorker(client, worker, gateway, diary)
         works.hear_last_words()

@@ -36,8 +36,10 @@ class Site:
         write_secret_key(place.directory / "server.key", self.own)
         self.configure()
 
-    def configure(self) -> None:
+    def configure(self, **more: object) -> None:
+        """For the next start; `more`: settings of [tracker]."""
         self.place.write_configuration(
+            **more,
             listen=[self.endpoint],
             server_key=self.place.directory / "server.key",
             authorised_keys=self.authority,

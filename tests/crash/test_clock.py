@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -40,11 +41,9 @@ class SetPlace(Place):
         written.write_text(str(round(offset_s * SECOND_NS)))
         written.replace(self._offset)
 
-    def begin(self) -> subprocess.Popen[str]:
+    def begin(self, stderr: int | TextIO = subprocess.PIPE) -> subprocess.Popen[str]:
         words = [str(self._offset), "--config", str(self.configuration)]
-        return subprocess.Popen(
-            [sys.executable, "-c", SET_CLOCK, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
-        )
+        return subprocess.Popen([sys.executable, "-c", SET_CLOCK, *words], cwd=ROOT, stderr=stderr, text=True)
 
 
 def steps_s(place: Place) -> list[float]:

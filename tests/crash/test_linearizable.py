@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,8 +37,12 @@ class Fleet:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, worker: str) -> None:
-        words = [self.place.endpoint, str(self.place.directory), worker, WORKERS[worker], str(self.seed)]
-        command = [sys.executable, "-m", "tests.crash.port_worker", *words]
+        self.run(worker, self.place.endpoint)
+
+    def run(self, worker: str, endpoint: str, *keys: str, within: Sequence[str] = ()) -> None:
+        """Start it, with the words before its command that `within` are."""
+        words = [endpoint, str(self.place.directory), worker, WORKERS[worker], str(self.seed), *keys]
+        command = [*within, sys.executable, "-m", "tests.crash.port_worker", *words]
         self.processes[worker] = subprocess.Popen(command, cwd=ROOT)
 
     def restart(self, worker: str) -> None:
