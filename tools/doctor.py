@@ -33,6 +33,7 @@ KERNEL_NEEDED: Final = (5, 6)  # ranges in concatenated sets; below KERNEL_WANTE
 NFT_NEEDED: Final = (0, 9, 4)
 CAP_NET_ADMIN: Final = 12  # include/uapi/linux/capability.h
 CAP_SYS_ADMIN: Final = 21
+CONNECTIONS_NEARLY_ALL: Final = 0.9
 STRICT: Final = 1  # rp_filter, Documentation/networking/ip-sysctl.rst
 READS_A_QUEUE: Final = "from rewriter.kernel import Queue; Queue(17648).close()"
 STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
@@ -85,6 +86,7 @@ def examine(config: Path) -> Iterator[Check]:
         yield from check_kernel(kernel, file)
     yield from problems
     yield from check_forwarding(Path("/proc/sys/net/ipv4"))
+    yield from check_connection_table(Path("/proc/sys/net/netfilter"))
     if file is not None and file.gateway is not None:
         yield from check_gateway(file, file.gateway)
         yield from check_firewalls(file, file.gateway)
@@ -258,13 +260,29 @@ def check_forwarding(ipv4: Path) -> Iterator[Check]:
         yield Check("fail", "forwarding", "this machine forwards no packets (net.ipv4.ip_forward is 0)", mend)
 
 
+def check_connection_table(netfilter: Path) -> Iterator[Check]:
+    """`netfilter`: /proc/sys/net/netfilter; nothing where connections are not tracked yet."""
+    if not (netfilter / "nf_conntrack_max").exists():
+        return
+    most = int((netfilter / "nf_conntrack_max").read_text())
+    count = int((netfilter / "nf_conntrack_count").read_text())
+    found = f"{count} of at most {most} connections"
+    if count > most * CONNECTIONS_NEARLY_ALL:
+        mend = f"sysctl -w net.netfilter.nf_conntrack_max={2 * most}, and the same in /etc/sysctl.d"
+        yield Check("warn", "connection table", f"{found}: with a full table no new call gets through", mend)
+    else:
+        yield Check("ok", "connection table", found)
+
+
 def check_gateway(file: GatewayFile, gateway: GatewaySection) -> Iterator[Check]:
     present = {name for _, name in socket.if_nameindex()}
     lans = [(f"gateway.lan[{number}]", name) for number, name in enumerate(gateway.lan)]
+    passing = any(service.passthrough for service in file.services.values())
     for key, name in (*lans, ("gateway.wan", gateway.wan)):
         yield check_interface(key, name, there=name in present)
         if name in present:
-            yield from check_reverse_path(name, Path("/proc/sys/net/ipv4/conf"))
+            needed = passing and name in gateway.lan
+            yield from check_reverse_path(name, Path("/proc/sys/net/ipv4/conf"), passing=needed)
     if gateway.public_address is not None and gateway.public_address not in addresses_of(gateway.wan):
         found = f"gateway.public_address {gateway.public_address} is not an address of {gateway.wan}"
         yield Check("warn", "public address", found, "give it to the interface, or leave the setting out")
@@ -289,10 +307,17 @@ def addresses_of(interface: str) -> list[str]:
     return [found["local"] for entry in entries for found in entry.get("addr_info", ())]
 
 
-def check_reverse_path(interface: str, conf: Path) -> Iterator[Check]:
-    """The stricter of the interface's own setting and that for all counts (ip-sysctl.rst)."""
+def check_reverse_path(interface: str, conf: Path, *, passing: bool = False) -> Iterator[Check]:
+    """The stricter of the interface's own setting and that for all counts (ip-sysctl.rst).
+
+    `passing`: a workstation behind it carries the public address, whose way back is not this interface.
+    """
     strictest = max(int((conf / name / "rp_filter").read_text()) for name in ("all", interface))
-    if strictest == STRICT:
+    if strictest == STRICT and passing:
+        found = f"{interface}: strict (rp_filter is 1), so nothing of the passthrough workstation gets in"
+        mend = f"sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{interface}.rp_filter=2"
+        yield Check("fail", "reverse path", found, mend)
+    elif strictest == STRICT:
         found = f"{interface}: strict (rp_filter is 1); what comes another way than it goes is dropped"
         mend = f"only with several ways to the Internet: sysctl -w net.ipv4.conf.{interface}.rp_filter=2"
         yield Check("warn", "reverse path", found, mend)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tools.doctor import (
+    check_connection_table,
     check_datapath,
     check_forwarding,
     check_interface,
@@ -249,6 +250,7 @@ def test_the_stricter_of_two_reverse_path_settings_counts(tmp_path: Path) -> Non
         (tmp_path / name / "rp_filter").write_text(f"{value}\n")
     assert [check.state for check in check_reverse_path("lan0", tmp_path)] == ["warn"]
     assert list(check_reverse_path("wan0", tmp_path)) == []
+    assert [check.state for check in check_reverse_path("lan0", tmp_path, passing=True)] == ["fail"]
     (tmp_path / "all" / "rp_filter").write_text("2\n")
     assert list(check_reverse_path("lan0", tmp_path)) == []
 
@@ -259,3 +261,15 @@ def test_forwarding_and_directories_are_looked_at(tmp_path: Path) -> None:
     assert check_log_directory(tmp_path).state == "ok"
     assert check_log_directory(tmp_path / "none").state == "warn"
     assert check_interface("gateway.wan", "no-such", there=False).state == "fail"
+
+
+@pytest.mark.parametrize(("count", "states"), [(10, ["ok"]), (900, ["ok"]), (901, ["warn"])])
+def test_a_connection_table_that_is_nearly_full_is_a_warning(
+    tmp_path: Path, count: int, states: list[str]
+) -> None:
+    assert list(check_connection_table(tmp_path)) == []
+    (tmp_path / "nf_conntrack_max").write_text("1000\n")
+    (tmp_path / "nf_conntrack_count").write_text(f"{count}\n")
+    checks = list(check_connection_table(tmp_path))
+    assert [check.state for check in checks] == states
+    assert all("nf_conntrack_max=2000" in check.mend for check in checks if check.state == "warn")
