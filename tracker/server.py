@@ -55,6 +55,8 @@ _NOISE: Final = ("garbage", "refused")
 """How the names of those counters begin that are worth a warning."""
 _NOISE_NS: Final = 10_000_000_000
 _STATUS_NS: Final = 1_000_000_000
+_BEHIND_MS: Final = 50
+"""What was sent before the signal may still be on its way through libzmq's own thread."""
 _FAREWELL_S: Final = 0.2
 _LOOK_NS: Final = 1_000_000_000
 """How often the directory of keys is looked at."""
@@ -153,7 +155,7 @@ class Server:
         until_ns = read_clock().monotonic_ns + _DRAIN_NS
         waiting = True
         while waiting and read_clock().monotonic_ns < until_ns:
-            found = self._round(poller, timeout_ms=0)
+            found = self._round(poller, timeout_ms=_BEHIND_MS)
             waiting = any(door.socket in found for door in self._doors)
 
     def _summary(self) -> str:
