@@ -152,6 +152,7 @@ class Server:
 
     def _drain_all(self, poller: zmq.Poller) -> None:
         """Answer what was sent before we were told to end, and what comes close behind it."""
+        poller.unregister(self._supervision.fileno())  # it may still say stop, and there would be no waiting
         until_ns = read_clock().monotonic_ns + _DRAIN_NS
         waiting = True
         while waiting and read_clock().monotonic_ns < until_ns:
