@@ -668,6 +668,13 @@ def nat_chains(rules: Ruleset) -> Iterator[str]:
                 f"iifname {lan} oifname {wan} {service.sender} @{service.held} meta l4proto {protocol}"
                 f" meta l4proto . th dport @{name}_ports counter name not_the_holder drop",
             ]
+            if service.unsolicited == "holder":
+                # The same two hosts may open to each other at once, on two processors. NAT would give the
+                # caller's packet another source port, and a client knows its peer by it: lost is better.
+                leaving.append(
+                    f"iifname {wan} {opened_by(rules, service, OPENED_OUTSIDE)} meta l4proto {protocol}"
+                    f" snat to ip saddr : {protocol} sport"
+                )
             others += [
                 # Another host's flow from a held port would take the holder's tuple, and the holder's own
                 # packets would then vanish without a word (insert_failed in conntrack's statistics).

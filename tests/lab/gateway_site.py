@@ -410,7 +410,8 @@ def assert_nothing_wrong(*actors: Actor) -> None:
     kinds = ("wrong_checksum", "wrong_entry", "wrong_speaker", "dropped", "ignored", "refused", "strangers")
     for actor in actors:
         facts = actor.counters()
-        assert {kind: facts.get(kind, 0) for kind in kinds} == dict.fromkeys(kinds, 0)
+        wrong = {kind: facts[kind] for kind in kinds if facts.get(kind)}
+        assert not wrong, f"{actor.place}: {wrong}"
 
 
 class Seen(NamedTuple):

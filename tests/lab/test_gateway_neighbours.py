@@ -140,6 +140,22 @@ def test_a_call_outlives_the_loss_of_all_connections(site: Site) -> None:
     site.await_holders()
 
 
+def test_a_caller_whose_port_cannot_be_kept_is_dropped_not_heard_from_another_port(site: Site) -> None:
+    ann, peer = site.udp_socket("workstation-1"), site.udp_socket("reflector")
+    ann.sendto(open_continue(ANN), TO_REFLECTOR)
+    site.await_holders(ANN)
+    site.lab.run("gateway", ["conntrack", "-F"])
+    # As if both had opened to each other at once: the peer's packet finds no connection, but its tuple taken.
+    taken = ["--orig-src", str(ANN), "--orig-dst", REFLECTOR, "--orig-port-src", "7648"]
+    taken += ["--orig-port-dst", "7648", "--src-nat", f"{PUBLIC}:9999"]
+    site.lab.run("gateway", ["conntrack", "-I", "-p", "udp", "-t", "60", *taken])
+    peer.sendto(video(REFLECTOR, to=PUBLIC), TO_PUBLIC)
+    assert received(ann, 0.5) == []
+    site.lab.run("gateway", ["conntrack", "-F"])
+    peer.sendto(video(REFLECTOR, to=PUBLIC), TO_PUBLIC)
+    [_] = received(ann, 0.5)
+
+
 def test_what_slipped_past_flushed_rules_is_no_way_in_afterwards(site: Site) -> None:
     places = ("workstation-1", "workstation-2", "reflector")
     ann, bob, peer = (site.udp_socket(place) for place in places)
