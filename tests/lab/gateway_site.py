@@ -338,7 +338,9 @@ class Site:
             wait_until(lambda: self.views() == (wanted, wanted, wanted), f"holders {wanted}", timeout_s)
         except LabError as error:
             views = self.views()
-            raise LabError(f"{error}: kernel, tracker, log say {views}; {self.said('rewriter')}") from error
+            counted = {name: packets for name, packets in self.counters().items() if packets}
+            said = f"{counted}, {self.queues()}; {self.said('rewriter')}; {self.said('tracker')}"
+            raise LabError(f"{error}: kernel, tracker, log say {views}; {said}") from error
 
     # --- packets -------------------------------------------------------------------------------------
 
