@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field
 
-from rewriter.ruleset import MARK_BITS, MOST_SERVICES, Ports, Refusal, Ruleset, Service
+from rewriter.vocabulary import MARK_BITS, MOST_SERVICES, Ports, Refusal, Ruleset, Service
 from tracker import configuration
 from tracker.configuration import (
     PROTOCOLS,

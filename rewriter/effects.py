@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address
 
-from rewriter.ruleset import Element, Key
+from rewriter.vocabulary import Element, Key
 from tracker.events import Ending
 from tracker.messages import Durable, Volatile
 

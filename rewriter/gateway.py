@@ -46,7 +46,7 @@ from rewriter.effects import (
 )
 from rewriter.holding import SECOND_NS, Held, held_from
 from rewriter.packet import TCP, UDP, Endpoint, Flow, UdpPacket
-from rewriter.ruleset import Element, Key, Protocol, Service, element_of, key_of
+from rewriter.vocabulary import Element, Key, Protocol, Service, element_of, key_of
 from tracker.events import (
     BindingInstalled,
     BindingWithdrawn,

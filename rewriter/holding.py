@@ -14,7 +14,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from rewriter.cuseeme import CuSeeMePacket
-from rewriter.ruleset import Element
+from rewriter.vocabulary import Element
 from tracker.events import Ending
 from tracker.messages import BindingView
 

@@ -28,7 +28,23 @@ from rewriter import passing, ruleset
 from rewriter.command import KernelRefused, run
 from rewriter.connections import Connection, connections, delete_connections
 from rewriter.effects import Carried, KernelView
-from rewriter.ruleset import Element, Key, Ruleset, Service, host_of, key_of, key_text, peer_of
+from rewriter.header_chains import SPEAKERS_AT
+from rewriter.phrases import address_pair
+from rewriter.vocabulary import (
+    CLAIM,
+    MOST_SPEAKERS,
+    TALK,
+    Element,
+    Key,
+    Ruleset,
+    Service,
+    element_of,
+    host_of,
+    key_of,
+    key_text,
+    numbered,
+    peer_of,
+)
 from tracker.instant import Instant
 
 SIOCGIFADDR = 0x8915  # include/uapi/linux/sockios.h
@@ -262,9 +278,9 @@ def queue_rule(rules: Ruleset, number: int) -> list[str]:
     """The rule's words. Mangle is between our chains and before the host's own filter rules, so a packet
     accepted here is still judged by those.
     """
-    bits = ruleset.CLAIM if number == rules.claim_queue else ruleset.TALK
+    bits = CLAIM if number == rules.claim_queue else TALK
     mark = f"{rules.packet_mark(bits):#x}"
-    bypass = ["--queue-bypass"] if bits == ruleset.TALK else []
+    bypass = ["--queue-bypass"] if bits == TALK else []
     comment = ["-m", "comment", "--comment", f"{QUEUE_COMMENT}-{number}"]
     return [
         "-m",
@@ -382,9 +398,9 @@ def refused_rewriting() -> str | None:
 
 def most_speakers() -> int:
     """How many speaker addresses the kernel reaches: some stop at a payload offset of 255 bytes."""
-    far = f"@ih,{(ruleset.SPEAKERS_AT + 4 * (ruleset.MOST_SPEAKERS - 1)) * 8},32"
+    far = f"@ih,{(SPEAKERS_AT + 4 * (MOST_SPEAKERS - 1)) * 8},32"
     refused = try_in_vain(probe("postrouting", f"{far} set @nh,96,32"))
-    return ruleset.MOST_SPEAKERS if refused is None else (255 - ruleset.SPEAKERS_AT) // 4
+    return MOST_SPEAKERS if refused is None else (255 - SPEAKERS_AT) // 4
 
 
 # --- a gateway's kernel, put together ---------------------------------------------------------------------
@@ -422,9 +438,7 @@ class GatewayKernel:
             )
         rules = self._rules_for(epoch)
         if before is not None:
-            rules = replace(
-                rules, services=ruleset.numbered(rules.services, self.tables.numbers(rules.services))
-            )
+            rules = replace(rules, services=numbered(rules.services, self.tables.numbers(rules.services)))
         found = list(wanted) if (before or 0) < moved_epoch else self._found(wanted, rules)
         kept = [binding for binding, _ in found]
         elements = [element for _, element in found]
@@ -484,7 +498,7 @@ class GatewayKernel:
             except KernelRefused:
                 continue  # it does not know this service
             for key, public in holders.items():
-                yield ruleset.element_of(service.name, key, public)
+                yield element_of(service.name, key, public)
 
     def _left_s(self, element: Element, service: Service) -> float | None:
         try:
@@ -591,7 +605,7 @@ class GatewayKernel:
         }
         own = self.tables.pairs("own_address")
         gone = {host_of(key) for key in holders} - others
-        found += [("own_address", ruleset.address_pair(host)) for host in gone if host in own]
+        found += [("own_address", address_pair(host)) for host in gone if host in own]
         return found
 
     def _holders(self, service: Service) -> dict[Key, IPv4Address]:

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
 
-from rewriter.ruleset import PASSED, Ruleset
+from rewriter.vocabulary import PASSED, Ruleset
 
 TABLE: Final = "7648"
 OURS_AT, LOCAL_AT = "10", "20"

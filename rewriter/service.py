@@ -54,7 +54,7 @@ from rewriter.effects import (
 )
 from rewriter.gateway import Gateway, Settings
 from rewriter.kernel import GatewayKernel, Queue, QueueBusy
-from rewriter.ruleset import CLAIM, HAIRPINNED, REFUSED, TALK, Ruleset
+from rewriter.vocabulary import CLAIM, HAIRPINNED, REFUSED, TALK, Ruleset
 from tracker.client import Credentials, Keeper, OutboxFull, TrackerClient
 from tracker.clock import read_clock
 from tracker.configuration import ConfigurationError

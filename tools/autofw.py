@@ -13,7 +13,7 @@ from ipaddress import AddressValueError, IPv4Address
 from pathlib import PurePath
 from typing import Final
 
-from rewriter.ruleset import Ports, Protocol
+from rewriter.vocabulary import Ports, Protocol
 
 FORGOTTEN_S: Final = 15.0
 """Without -u: so long after the last packet to the control port, the workstation was forgotten."""

@@ -20,7 +20,8 @@ from rewriter import kernel, packet
 from rewriter.configuration import GatewayFile, ruleset_for
 from rewriter.kernel import Queue, Tables
 from rewriter.packet import UdpPacket, format_address
-from rewriter.ruleset import CLAIM, REFUSED, TABLE, TALK, Ruleset, keep_alive
+from rewriter.ruleset import TABLE, keep_alive
+from rewriter.vocabulary import CLAIM, REFUSED, TALK, Ruleset
 from tools.lab import Lab
 
 EPOCH: Final = 1

@@ -22,7 +22,8 @@ from typing import Any, Final, Literal
 import click
 
 from rewriter.configuration import GatewayFile, GatewaySection, kernel_services, ruleset_for
-from rewriter.ruleset import MOST_SPEAKERS, render
+from rewriter.ruleset import render
+from rewriter.vocabulary import MOST_SPEAKERS
 from tools.firewalls import guards
 from tools.options import DEFAULT_CONFIG, config_option, json_option
 from tools.output import print_json, print_line

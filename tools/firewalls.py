@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewriter.ruleset import TABLE, Ports
+from rewriter.ruleset import TABLE
+from rewriter.vocabulary import Ports
 
 
 @dataclass(frozen=True, slots=True)

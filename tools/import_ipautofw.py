@@ -15,7 +15,7 @@ from typing import Final
 
 import click
 
-from rewriter.ruleset import Ports
+from rewriter.vocabulary import Ports
 from tools.autofw import PROGRAMS, TUNNEL_S, Entry, Line, NotUnderstood, read_line, table_after
 from tools.options import WrongUse, json_option
 from tools.output import print_json

@@ -14,7 +14,9 @@ from typing import Final
 from rewriter import packet, ruleset
 from rewriter.cuseeme import HEADER_LENGTH, DataType, Direction, translate
 from rewriter.packet import Endpoint, UdpPacket, build_udp, is_checksum_valid
-from rewriter.ruleset import OPENED_INSIDE, OPENED_OUTSIDE, TABLE, Ports, Ruleset, Service
+from rewriter.phrases import address_pair, chain, mark_connection, names
+from rewriter.ruleset import TABLE
+from rewriter.vocabulary import OPENED_INSIDE, OPENED_OUTSIDE, Ports, Ruleset, Service
 from tools.datapath import (
     EPOCH,
     Answer,
@@ -133,7 +135,7 @@ def vector_table(rules: Ruleset, flows: Sequence[Flow]) -> str:
         f"create table ip {TABLE}\n"
         + ruleset.table(rules, EPOCH, (), nat_chains(rules, service, flows))
         + add_elements(f"{service.label}_holders", map(str, holders))
-        + add_elements("own_address", map(ruleset.address_pair, own))
+        + add_elements("own_address", map(address_pair, own))
     )
 
 
@@ -143,7 +145,7 @@ def add_elements(name: str, elements: Iterator[str]) -> str:
 
 def nat_chains(rules: Ruleset, service: Service, flows: Sequence[Flow]) -> Iterator[str]:
     """Each peer's connections get its vector's addresses and ports, and the marks of production's."""
-    lan, wan = ruleset.names(rules.lan), ruleset.names(rules.wan)
+    lan, wan = names(rules.lan), names(rules.wan)
     for name, side in (("vector_private", "private"), ("vector_public", "public")):
         ends = ((flow, getattr(flow.vector, side)) for flow in flows)
         elements = (f"{IPv4Address(f.peer)} : {IPv4Address(end.address)} . {end.port}" for f, end in ends)
@@ -151,14 +153,14 @@ def nat_chains(rules: Ruleset, service: Service, flows: Sequence[Flow]) -> Itera
             f"  map {name} {{ type ipv4_addr : ipv4_addr . inet_service;"
             f" elements = {{ {', '.join(elements)} }}; }}"
         )
-    called = ruleset.mark_connection(rules, service, OPENED_OUTSIDE)
-    calling = ruleset.mark_connection(rules, service, OPENED_INSIDE)
-    yield ruleset.chain(
+    called = mark_connection(rules, service, OPENED_OUTSIDE)
+    calling = mark_connection(rules, service, OPENED_INSIDE)
+    yield chain(
         "nat_arriving",
         "type nat hook prerouting priority -101; policy accept;",
         [f"iifname {wan} meta l4proto udp {called} dnat ip to ip saddr map @vector_private"],
     )
-    yield ruleset.chain(
+    yield chain(
         "nat_leaving",
         "type nat hook postrouting priority 99; policy accept;",
         [f"iifname {lan} oifname {wan} meta l4proto udp {calling} snat ip to ip daddr map @vector_public"],

@@ -14,7 +14,7 @@ from rewriter import ruleset
 from rewriter.cuseeme import DataType, Direction, Endpoint, translate
 from rewriter.cuseeme import parse as parse_payload
 from rewriter.packet import UdpPacket, build_udp, is_checksum_valid, parse
-from rewriter.ruleset import Element
+from rewriter.vocabulary import Element
 from tests.unit.rewriter.test_captures import GATEWAY, SENDER, WATCHER, Datagram, calls, datagrams
 from tools.datapath import EPOCH, Answer, Datapath, Side, production_rules
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rewriter.cuseeme import DataType, Direction, translate
 from rewriter.packet import Endpoint
-from rewriter.ruleset import Ruleset
+from rewriter.vocabulary import Ruleset
 from tools.datapath import Datapath, production_rules
 from tools.vector_trial import VECTORS_AT_ONCE, Vector, try_in
 from tools.vectors import read_vectors

@@ -18,7 +18,7 @@ from rewriter.command import KernelRefused
 from rewriter.configuration import GatewayFile, ruleset_for
 from rewriter.cuseeme import Message, parse
 from rewriter.kernel import Tables
-from rewriter.ruleset import Element
+from rewriter.vocabulary import Element, Ruleset
 from tests.lab.conftest import SiteMaker
 from tests.lab.gateway_site import (
     ANN,
@@ -253,6 +253,6 @@ def test_every_batch_of_another_epoch_is_refused_whole(site: Site) -> None:
     site.assert_running()
 
 
-def production_rules(site: Site) -> ruleset.Ruleset:
+def production_rules(site: Site) -> Ruleset:
     """The rules as the running worker has them."""
     return ruleset_for(load(site.configuration, GatewayFile), 1, native_queue=False, most_speakers=63)

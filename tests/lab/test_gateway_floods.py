@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from rewriter.kernel import QUEUE_LENGTH
-from rewriter.ruleset import CLAIM_RATE_PER_S, TALK_RATE_PER_S
+from rewriter.selection import CLAIM_RATE_PER_S, TALK_RATE_PER_S
 from tests.lab.conftest import make_site
 from tests.lab.flood import flooding
 from tests.lab.gateway_site import (

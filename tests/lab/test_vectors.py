@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from rewriter import ruleset
+from rewriter import ruleset, selection
 from rewriter.cuseeme import DataType, Direction, translate
+from rewriter.header_chains import rewriting_chains
 from rewriter.packet import Endpoint, build_udp, parse
-from rewriter.ruleset import OPENED_INSIDE, OPENED_OUTSIDE, rewriting_chains
+from rewriter.vocabulary import OPENED_INSIDE, OPENED_OUTSIDE, Ruleset
 from tools import vector_trial
 from tools.cli import main
 from tools.datapath import production_rules
@@ -179,7 +180,7 @@ def test_a_line_with_another_result_fails_by_name_with_all_three_payloads(tmp_pa
 def test_a_kernel_that_forgets_a_rule_is_found_out(
     production: str, broken: str, blamed: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forgetful(rules: ruleset.Ruleset) -> str:
+    def forgetful(rules: Ruleset) -> str:
         text = rewriting_chains(rules)
         assert production in text
         return text.replace(production, broken)
@@ -194,7 +195,7 @@ def test_a_kernel_that_forgets_a_rule_is_found_out(
 
 def test_a_kernel_that_leaves_the_checksum_stale_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     # `@th` reaches the payload too, but without mending the checksum (kernel-datapath.md).
-    def stale(rules: ruleset.Ruleset) -> str:
+    def stale(rules: Ruleset) -> str:
         return rewriting_chains(rules).replace("@ih,96,32 set @nh,96,32", "@th,160,32 set @nh,96,32")
 
     monkeypatch.setattr(ruleset, "rewriting_chains", stale)
@@ -206,7 +207,7 @@ def test_a_kernel_that_leaves_the_checksum_stale_is_found_out(monkeypatch: pytes
 
 
 def test_open_continues_that_pass_the_queue_by_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ruleset, "talk_rules", lambda _rules, **_: iter(["return"]))
+    monkeypatch.setattr(selection, "talk_rules", lambda _rules, **_: iter(["return"]))
     vectors = [vector for vector in read_vectors(FILE) if vector.category in ("oc_out", "video")]
     for result in try_vectors(vectors):
         assert result.kernel_equal == (result.vector.category == "video")

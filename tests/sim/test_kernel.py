@@ -8,7 +8,7 @@ import pytest
 
 from rewriter import ruleset
 from rewriter.cuseeme import Message
-from rewriter.ruleset import Element, Ruleset, Service
+from rewriter.vocabulary import Element, Ruleset, Service
 from tools.simulation.netfilter import Kernel
 from tools.simulation.nft import BatchRefused
 from tools.simulation.packets import Packet, PacketQueue

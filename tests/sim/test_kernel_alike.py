@@ -18,7 +18,8 @@ from rewriter import kernel, ruleset
 from rewriter.command import KernelRefused
 from rewriter.connections import delete_connections, parse_connection
 from rewriter.cuseeme import Message
-from rewriter.ruleset import CLAIM, TALK, Element, Ruleset, Service
+from rewriter.phrases import address_pair
+from rewriter.vocabulary import CLAIM, TALK, Element, Ruleset, Service
 from tools.lab import Lab
 from tools.simulation.netfilter import MARK_SHIFT, Kernel
 from tools.simulation.nft import BatchRefused, Set
@@ -262,7 +263,7 @@ def a_batch(both: Both, choose: random.Random) -> str:
                 (f"{label}_holders", host),
                 (f"{label}_inbound", public),
                 (f"{label}_outbound", host),
-                ("own_address", ruleset.address_pair(IPv4Address(host))),
+                ("own_address", address_pair(IPv4Address(host))),
             ]
             return ruleset.withdraw(epoch, service, choose.sample(keys, choose.randrange(4)))
         case 6 if both.rules.fenced:

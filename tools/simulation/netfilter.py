@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from rewriter.cuseeme import Message
-from rewriter.ruleset import CLAIM, OPENED_INSIDE, OPENED_OUTSIDE, REFUSED, TALK, Service
+from rewriter.vocabulary import CLAIM, OPENED_INSIDE, OPENED_OUTSIDE, REFUSED, TALK, Service
 from tools.simulation.nft import Set, Tables
 from tools.simulation.packets import Entry, Packet, PacketQueue, Tuple, Witness
 from tools.simulation.world import SECOND_NS, World

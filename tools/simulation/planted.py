@@ -18,7 +18,7 @@ from rewriter.effects import RemoveStray, Submit, Verdict, Withdraw
 from rewriter.gateway import Gateway
 from rewriter.holding import Held
 from rewriter.kernel import GatewayKernel
-from rewriter.ruleset import Element, Service
+from rewriter.vocabulary import Element, Service
 from tools.simulation.syscalls import replaced
 from tracker import ownership, restrictions
 from tracker.client import TrackerClient

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from rewriter.ruleset import Service
+from rewriter.vocabulary import Service
 from tools.simulation.ledger import TOLERANCE_NS, Bound, Ledger
 from tools.simulation.netfilter import Kernel
 from tools.simulation.people import CUSEEME, OPEN_EVERY_NS, Call

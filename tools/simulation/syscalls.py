@@ -14,7 +14,8 @@ from rewriter import kernel
 from rewriter.command import KernelRefused
 from rewriter.connections import Connection
 from rewriter.kernel import QueueBusy, to_key
-from rewriter.ruleset import HOOKED_CHAINS, Key, Service
+from rewriter.ruleset import HOOKED_CHAINS
+from rewriter.vocabulary import Key, Service
 from tools.simulation.netfilter import Kernel
 from tools.simulation.nft import BatchRefused, Set, Tables
 from tools.simulation.packets import Packet, PacketQueue

@@ -17,7 +17,7 @@ from rewriter.cuseeme import (
 from rewriter.effects import Carried, Effect, KernelView
 from rewriter.gateway import Gateway, Settings
 from rewriter.packet import Endpoint, Flow, UdpPacket, build_udp, parse
-from rewriter.ruleset import Element, Ports, Service
+from rewriter.vocabulary import Element, Ports, Service
 from tracker.events import (
     BindingInstalled,
     BindingWithdrawn,

@@ -17,7 +17,7 @@ from rewriter.configuration import (
     ruleset_for,
     with_live_settings,
 )
-from rewriter.ruleset import MARK_BITS, MOST_SERVICES, Ports
+from rewriter.vocabulary import MARK_BITS, MOST_SERVICES, Ports
 from tracker.configuration import ConfigurationError, load
 
 LEAST = '[gateway]\nname = "gw"\nlan = ["br0"]\nwan = "eth0"\n'

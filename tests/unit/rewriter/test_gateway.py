@@ -29,7 +29,7 @@ from rewriter.effects import (
 )
 from rewriter.gateway import Gateway, Settings
 from rewriter.packet import Endpoint, UdpPacket
-from rewriter.ruleset import Element
+from rewriter.vocabulary import Element
 from tests.unit.rewriter.playbook import (
     ANN,
     BOB,

@@ -37,8 +37,8 @@ from rewriter.effects import (
     Withdraw,
 )
 from rewriter.gateway import Gateway
-from rewriter.ruleset import Element, element_of
-from rewriter.ruleset import Key as HolderKey
+from rewriter.vocabulary import Element, element_of
+from rewriter.vocabulary import Key as HolderKey
 from tests.unit.rewriter.playbook import (
     ANN,
     BOB,

@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 
 from rewriter import ruleset
 from rewriter.kernel import has_native_queue, most_speakers
-from rewriter.ruleset import MARK_BITS, MOST_SERVICES, Element, Ports, Ruleset, Service
+from rewriter.vocabulary import (
+    MARK_BITS,
+    MOST_SERVICES,
+    OPENED_INSIDE,
+    OPENED_OUTSIDE,
+    Element,
+    Ports,
+    Refusal,
+    Ruleset,
+    Service,
+    numbered,
+)
 
 HOLDER = IPv4Address("192.168.1.10")
 OTHER = IPv4Address("192.168.1.11")
@@ -132,7 +143,7 @@ def test_each_service_and_side_has_a_connection_mark_of_its_own(mask: int) -> No
     marks = [
         rules.connection_mark(replace(CUSEEME, number=number), opened)
         for number in range(1, MOST_SERVICES + 1)
-        for opened in (ruleset.OPENED_INSIDE, ruleset.OPENED_OUTSIDE)
+        for opened in (OPENED_INSIDE, OPENED_OUTSIDE)
     ]
     assert len({*marks, 0}) == 2 * MOST_SERVICES + 1
 
@@ -245,7 +256,7 @@ def configurations() -> Iterator[Ruleset]:
         )
         for n in range(1, MOST_SERVICES + 1)
     )
-    refusals: list[ruleset.Refusal] = ["icmp", "drop", "pass"]
+    refusals: list[Refusal] = ["icmp", "drop", "pass"]
     for refusal, native, services in product(refusals, natives, [(CUSEEME,), (WHITE_PINE, CUSEEME), many]):
         yield replace(RULES, refusal=refusal, native_queue=native, services=services, most_speakers=speakers)
         yield replace(
@@ -322,11 +333,11 @@ def test_a_kernel_refuses_the_table_of_a_worker_that_did_not_see_the_standing_on
 
 def test_services_keep_the_numbers_that_connections_carry_and_new_ones_get_free_ones() -> None:
     found = [replace(CUSEEME, name=name, number=number) for number, name in enumerate("abcd", start=1)]
-    assert [it.number for it in ruleset.numbered(found, {})] == [1, 2, 3, 4]
-    assert [it.number for it in ruleset.numbered(found, {"c": 1, "b": 3, "gone": 2})] == [2, 3, 1, 4]
+    assert [it.number for it in numbered(found, {})] == [1, 2, 3, 4]
+    assert [it.number for it in numbered(found, {"c": 1, "b": 3, "gone": 2})] == [2, 3, 1, 4]
 
 
 def test_as_many_services_as_there_are_numbers_find_one_each() -> None:
     found = [replace(CUSEEME, name=f"s{n}", number=n) for n in range(1, MOST_SERVICES + 1)]
-    numbers = {it.number for it in ruleset.numbered(reversed(found), {"s1": MOST_SERVICES, "s2": 7})}
+    numbers = {it.number for it in numbered(reversed(found), {"s1": MOST_SERVICES, "s2": 7})}
     assert numbers == set(range(1, MOST_SERVICES + 1))

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from rewriter.configuration import GatewayFile, ruleset_for
-from rewriter.ruleset import Ruleset, render
+from rewriter.ruleset import render
+from rewriter.vocabulary import Ruleset
 from tools.standing import Standing, standing, standing_in
 
 FILE = GatewayFile.model_validate(
