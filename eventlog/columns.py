@@ -98,7 +98,7 @@ def unpack(packed: bytes) -> list[Place]:
         raise ColumnsDamaged(f"no packed records: {error}") from error
 
 
-def _unpack_layout(layout: Any, nonces: bytes) -> list[Place]:  # noqa: ANN401 - what a file says
+def _unpack_layout(layout: tuple[Any, ...], nonces: bytes) -> list[Place]:
     count, gone, sources, kinds, head, groups = layout
     kind_of, walls, reported, source_of, steps, parts = head
     leaves = dict(gone)

@@ -234,17 +234,16 @@ class LogReader:
         """The same for who can do without some: what cannot be read is a Gap, as long as it is."""
         gap: Gap | None = None
         for piece in self.read_with_columns(first, end):
-            if isinstance(piece, Gap):
-                if gap is not None and (gap.span.end, gap.why) == (piece.span.first, piece.why):
-                    piece = Gap(Span(gap.span.first, piece.span.end), gap.why)  # noqa: PLW2901 - both as one
-                elif gap is not None:
-                    yield gap
-                gap = piece
+            if gap is not None and isinstance(piece, Gap) and gap.goes_on_with(piece):
+                gap = Gap(Span(gap.span.first, piece.span.end), gap.why)
                 continue
             if gap is not None:
                 yield gap
                 gap = None
-            yield piece[0]
+            if isinstance(piece, Gap):
+                gap = piece
+            else:
+                yield piece[0]
         if gap is not None:
             yield gap
 

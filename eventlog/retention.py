@@ -97,7 +97,7 @@ def archive_segment(log: Log, number: int, now_ns: int) -> Path:
     return path
 
 
-def prune_segments(  # noqa: PLR0913 - each by its name
+def prune_segments(
     log: Log,
     numbers: Sequence[int],
     reason: str,
@@ -115,14 +115,21 @@ def prune_segments(  # noqa: PLR0913 - each by its name
     for segment in segments:
         if segment.pruned_at is not None:
             raise RetentionRefused(f"segment {segment.number} is pruned already")
-    _prepare(log, max((it.span.end for it in segments), default=0), reason, now_ns, projections, progress)
+    _prepare(
+        log,
+        max((it.span.end for it in segments), default=0),
+        reason,
+        now_ns,
+        projections=projections,
+        progress=progress,
+    )
     for segment in segments:
         _append(log, now_ns, (SEGMENT_PRUNED, pruned_fields(segment.span, reason)))
     sweep(log)
     return [log.life().segments[number] for number in numbers]
 
 
-def redact(  # noqa: PLR0913 - each by its name
+def redact(
     log: Log,
     position: int,
     reason: str,
@@ -144,7 +151,7 @@ def redact(  # noqa: PLR0913 - each by its name
         raise RetentionRefused(f"the record at position {position} is redacted already")
     if record.type in OWN_TYPES:
         raise RetentionRefused(f"the record at position {position} is one of the log's own: it stays")
-    _prepare(log, position + 1, reason, now_ns, projections, progress)
+    _prepare(log, position + 1, reason, now_ns, projections=projections, progress=progress)
     said: list[tuple[int, tuple[Value, ...]]] = [(REDACTED, redacted_fields(position, reason))]
     segment = log.life().segment_at(position)
     if segment is not None and segment.archive is not None:
@@ -172,10 +179,10 @@ def keep_state(log: Log, snapshot: Snapshot, now_ns: int) -> None:
     log.append([record], snapshot=snapshot)
 
 
-def _prepare(  # noqa: PLR0913, PLR0917 - what both kinds of losing records check
-    log: Log, end: int, reason: str, now_ns: int, projections: Iterable[Projection], progress: Progress
+def _prepare(
+    log: Log, end: int, reason: str, now_ns: int, *, projections: Iterable[Projection], progress: Progress
 ) -> None:
-    """Before records up to `end` go for good: see Rule 2."""
+    """Before records up to `end` go for good, in whichever way: see Rule 2."""
     if not reason or len(reason) > REASON_LIMIT:
         raise RetentionRefused(f"a reason is wanted, of at most {REASON_LIMIT} characters")
     _check_clock(log, now_ns)

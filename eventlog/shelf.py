@@ -7,6 +7,7 @@ gap, and says so.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from eventlog.archive import Archive, ArchiveDamaged, archive_name, archives_of
 from eventlog.columns import Place
@@ -20,6 +21,10 @@ class Gap:
     span: Span
     why: str
     leaf: bytes | None = None
+
+    def goes_on_with(self, later: Self) -> bool:
+        """Whether `later` begins where this ends, for the same reason."""
+        return (self.span.end, self.why) == (later.span.first, later.why)
 
 
 class Shelf:

@@ -147,7 +147,7 @@ class Log(LogReader):
         super().close()
         self._lock.release()
 
-    def append(  # noqa: PLR0913 - all that one transaction takes, each by its name
+    def append(
         self,
         records: Sequence[Record],
         *,

@@ -92,7 +92,7 @@ class Report:
         return self.faults[0] if self.faults else None
 
 
-def verify(  # noqa: PLR0913 - each by its name
+def verify(
     reader: LogReader,
     projections: Iterable[Projection] = (),
     *,

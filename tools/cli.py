@@ -51,10 +51,10 @@ FILES: Mapping[str, str] = {"lab": "vectors"}
 class CommandFiles(click.Group):
     """A click group that finds the commands named in COMMANDS in their files."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
         module = FILES.get(cmd_name, cmd_name.replace("-", "_"))
@@ -63,7 +63,7 @@ class CommandFiles(click.Group):
             raise TypeError(f"tools/{module}.py: `command` is no click command")
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - click's
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if COMMANDS:
             with formatter.section("Commands"):
                 formatter.write_dl(list(COMMANDS.items()))

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import click
 
@@ -163,7 +163,7 @@ def load_kernel() -> tuple[ModuleType | None, list[Check]]:
 # --- what the kernel can ------------------------------------------------------------------------------------
 
 
-def check_kernel(kernel: Any, file: GatewayFile | None) -> Iterator[Check]:  # noqa: ANN401 (loaded late)
+def check_kernel(kernel: ModuleType, file: GatewayFile | None) -> Iterator[Check]:
     """`kernel` is rewriter.kernel."""
     wanted = "auto" if file is None or file.gateway is None else file.gateway.datapath
     in_kernel, datapath = check_datapath(wanted, kernel.refused_rewriting())
@@ -204,7 +204,7 @@ def check_datapath(wanted: str, refused: str | None) -> tuple[bool, Check]:
     return False, Check("warn", "datapath", said, mend)
 
 
-def check_queues(kernel: Any, *, native: bool) -> Iterator[Check]:  # noqa: ANN401 (loaded late)
+def check_queues(kernel: ModuleType, *, native: bool) -> Iterator[Check]:
     refused = None if native else kernel.has_iptables_queue()
     if refused is not None:
         mend = "apt-get install iptables; modprobe -a nfnetlink_queue xt_NFQUEUE; or CONFIG_NFT_QUEUE"
@@ -217,14 +217,14 @@ def check_queues(kernel: Any, *, native: bool) -> Iterator[Check]:  # noqa: ANN4
         yield Check("fail", "queue reader", f"no queue can be read: {said}", "modprobe nfnetlink_queue")
 
 
-def check_connections(kernel: Any) -> Check:  # noqa: ANN401 (loaded late)
+def check_connections(kernel: ModuleType) -> Check:
     said = refusal(kernel, ["conntrack", "-L"])
     if said is None:
         return Check("ok", "connections", "conntrack lists them")
     return Check("fail", "connections", f"conntrack can't list them: {said}", "modprobe nf_conntrack_netlink")
 
 
-def refusal(kernel: Any, argv: list[str]) -> str | None:  # noqa: ANN401 (loaded late)
+def refusal(kernel: ModuleType, argv: list[str]) -> str | None:
     """What a command says against running in a network namespace of its own; None if it runs."""
     try:
         kernel.run(["unshare", "--net", *argv])

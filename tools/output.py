@@ -80,7 +80,7 @@ def plain(value: object, time: Callable[[int], str] = exact_time_text) -> Any:  
     return value
 
 
-def _plain_scalar(value: enum.Enum | bytes | PortRange) -> Any:  # noqa: ANN401 (an enum's may be anything)
+def _plain_scalar(value: enum.Enum | bytes | PortRange) -> object:
     match value:
         case enum.Enum():
             return value.value

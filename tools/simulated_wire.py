@@ -11,7 +11,7 @@ from rewriter.cuseeme import DataType, Endpoint
 
 CUSEEME_PORT: Final = 7648
 
-_KINDS: Final = {
+_KINDS: Final[dict[int, str]] = {
     DataType.SMALL_VIDEO: "video",
     DataType.BIG_VIDEO: "video",
     DataType.AUDIO: "audio",
@@ -56,7 +56,7 @@ Output = Send | Note | Open | Close
 
 def text(data_type: int) -> str:
     """The word for a data type in events and counters."""
-    known = _KINDS.get(data_type)  # type: ignore[call-overload] # an IntEnum is its number
+    known = _KINDS.get(data_type)
     return known or f"type_{data_type}"
 
 

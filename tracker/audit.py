@@ -103,7 +103,7 @@ _Resource = tuple[bytes, bytes | None]
 """Of a gateway's service: public address and peer."""
 
 
-def who(  # noqa: PLR0913 (each is a word of the question)
+def who(
     reader: LogReader,
     *,
     at_ns: int,
@@ -119,7 +119,7 @@ def who(  # noqa: PLR0913 (each is a word of the question)
         shown = showing(clock, at_ns)
         known = outages(reader, at_ns=at_ns)
         found = [
-            _answers(reader, clock, stretch, at_ns, of, public_address, known)
+            _answers(reader, clock, stretch, at_ns, of, public_address=public_address, known=known)
             for stretch in shown
             for of in _services_of(reader, stretch, at_ns, (protocol, port, gateway, service), public_address)
         ]
@@ -192,15 +192,17 @@ class _Answers:
     held: dict[_Resource, Answer]
 
 
-def _answers(  # noqa: PLR0913, PLR0917 (what is asked, and what is known of that time)
+def _answers(
     reader: LogReader,
     clock: list[Stretch],
     stretch: Stretch,
     at_ns: int,
     service: tuple[str, str],
+    *,
     public_address: bytes | None,
     known: list[Outage],
 ) -> _Answers:
+    """What was so of a service at one occurrence of the time; `known`: who could not look then."""
     gateway, name = service
     doubts = tuple(
         outage

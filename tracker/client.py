@@ -76,7 +76,7 @@ class TrackerClient:
         self.socket = self._connection.socket
 
     @classmethod
-    def open(  # noqa: PLR0913 (each by its name)
+    def open(
         cls,
         endpoint: str,
         *,

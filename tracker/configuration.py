@@ -8,7 +8,7 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
@@ -65,7 +65,7 @@ def ports_to_text(ports: PortRange) -> str:
 def address_from_text(text: object) -> bytes:
     """Four octets from `192.0.2.1`; ValueError for anything else, IPv6 too."""
     if not isinstance(text, str):
-        raise ValueError(f"{text!r} is no IPv4 address")  # noqa: TRY004 (pydantic turns ValueError into a problem)
+        raise ValueError(f"{text!r} is no IPv4 address")
     return ipaddress.IPv4Address(text).packed
 
 
@@ -119,7 +119,7 @@ def _absolute(path: Path) -> Path:
 
 def _public_key(text: object) -> VerifyingKey:
     if not isinstance(text, str):
-        raise ValueError(f"{text!r} is no public key")  # noqa: TRY004 (pydantic turns ValueError into a problem)
+        raise ValueError(f"{text!r} is no public key")
     return VerifyingKey.parse(text)
 
 
@@ -358,7 +358,7 @@ def toml_from_text(path: Path, text: str, model: type[Part]) -> Part:
         raise ConfigurationError([_problem(path, fault) for fault in error.errors()]) from error
 
 
-def _problem(path: Path, fault: Any) -> Problem:  # noqa: ANN401 (pydantic's ErrorDetails is no public type)
+def _problem(path: Path, fault: Mapping[str, Any]) -> Problem:
     key = ""
     for part in fault["loc"]:
         key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part

@@ -125,7 +125,7 @@ def _harmless(reader: LogReader) -> frozenset[int]:
         some = redacted[first : first + _AT_ONCE]
         places = ", ".join("?" * len(some))
         for table, column in (("bindings", "named_position"), ("refusals", "position")):
-            rows = reader.query(f"SELECT {column} FROM {table} WHERE {column} IN ({places})", some)  # noqa: S608 (names are ours)
+            rows = reader.query(f"SELECT {column} FROM {table} WHERE {column} IN ({places})", some)
             found.update(position for (position,) in rows if isinstance(position, int))
     return frozenset(found)
 

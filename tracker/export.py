@@ -56,7 +56,7 @@ class Translation:
     destination_port: int | None = None
 
 
-def translations(  # noqa: PLR0913 (the question)
+def translations(
     reader: LogReader,
     *,
     since_ns: int | None = None,

@@ -78,7 +78,7 @@ _AFTER_ALL_NS: Final = 2**63 - 1
 _AT_ONCE: Final = 1000
 
 
-def holds(  # noqa: PLR0913 (each narrows the list)
+def holds(
     reader: LogReader,
     *,
     at_ns: int | None = None,
@@ -125,7 +125,7 @@ def in_order(
     times = {"since": -1 if since_ns is None else since_ns, "until": until_ns or _AFTER_ALL_NS}
     while True:
         rows = reader.query_rows(
-            f"SELECT {_COLUMNS} FROM bindings AS b WHERE b.binding >= :first AND b.binding <= :last"  # noqa: S608
+            f"SELECT {_COLUMNS} FROM bindings AS b WHERE b.binding >= :first AND b.binding <= :last"
             f" AND (({_BEGUN}) OR ({_ENDED}){among}){conditions} ORDER BY b.binding LIMIT {_AT_ONCE}",
             {**equal, **times, "first": first, "last": last},
         )
@@ -151,7 +151,7 @@ def _numbers(reader: LogReader, since_ns: int | None, until_ns: int | None) -> t
 
 def holding_of(reader: LogReader, binding: int) -> Holding | None:
     """The binding of this number."""
-    rows = reader.query_rows(f"SELECT {_COLUMNS} FROM bindings AS b WHERE b.binding = ?", (binding,))  # noqa: S608
+    rows = reader.query_rows(f"SELECT {_COLUMNS} FROM bindings AS b WHERE b.binding = ?", (binding,))
     return _holding(rows[0]) if rows else None
 
 
@@ -185,7 +185,7 @@ def last_of_each(reader: LogReader, newest: int, equal: dict[str, Cell]) -> list
     on_resource = {name: value for name, value in equal.items() if name != "holder"}
     where = "".join(f" AND r.{name} = :{name}" for name in on_resource)
     found = reader.query_rows(
-        f"SELECT {_COLUMNS} FROM resources AS r JOIN bindings AS b ON b.binding ="  # noqa: S608 (names are ours)
+        f"SELECT {_COLUMNS} FROM resources AS r JOIN bindings AS b ON b.binding ="
         " (SELECT binding FROM bindings AS i WHERE i.gateway = r.gateway"
         " AND i.public_address = r.public_address AND i.service = r.service AND i.peer = r.peer"
         f" AND i.binding <= :newest ORDER BY i.binding DESC LIMIT 1) WHERE 1{where}"
@@ -207,7 +207,7 @@ def _held_at(reader: LogReader, at_ns: int, equal: dict[str, Cell]) -> list[Hold
     ]
 
 
-def _within(  # noqa: PLR0913 (the question)
+def _within(
     reader: LogReader,
     equal: dict[str, Cell],
     since_ns: int | None,
@@ -226,7 +226,7 @@ def _within(  # noqa: PLR0913 (the question)
     return found if since_ns is None else found + _held_at(reader, since_ns, equal)
 
 
-def _select(  # noqa: PLR0913 (the statement's parts)
+def _select(
     reader: LogReader,
     equal: dict[str, Cell],
     where: str,
@@ -238,7 +238,7 @@ def _select(  # noqa: PLR0913 (the statement's parts)
     conditions = "".join(f" AND b.{name} = :{name}" for name in equal)
     conditions += " AND b.until_ns IS NULL" if open_only else ""
     rows = reader.query_rows(
-        f"SELECT {_COLUMNS} FROM bindings AS b WHERE {where}{conditions}"  # noqa: S608 (names are ours)
+        f"SELECT {_COLUMNS} FROM bindings AS b WHERE {where}{conditions}"
         " ORDER BY b.binding DESC LIMIT :limit",
         {**equal, **times, "limit": -1 if limit is None else limit},
     )

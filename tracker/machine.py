@@ -150,7 +150,7 @@ class Machine:
     `consistency`: RFC 6962's proof between two sizes of the log.
     """
 
-    def __init__(  # noqa: PLR0913 (each by its name)
+    def __init__(
         self,
         state: State,
         *,

@@ -39,7 +39,7 @@ _COLUMNS: Final = "kind, gateway, worker, since_ns, until_ns, detail, position"
 _CLASSES: Final = range(64 // SPAN_CLASS_BITS)
 # An outage of class c that reaches into a time began less than that class's span before it.
 _REACHING_INTO: Final = (
-    f"SELECT {_COLUMNS} FROM (VALUES {', '.join(f'({c}, :first{c})' for c in _CLASSES)}) AS classes"  # noqa: S608 (numbers)
+    f"SELECT {_COLUMNS} FROM (VALUES {', '.join(f'({c}, :first{c})' for c in _CLASSES)}) AS classes"
     " CROSS JOIN outages ON span_class = classes.column1"
     " AND since_ns > classes.column2 AND since_ns < :until AND until_ns > :since"
     f" UNION ALL SELECT {_COLUMNS} FROM outages WHERE span_class IS NULL"

@@ -51,7 +51,7 @@ def restricted(
 ) -> tuple[Restricted, ...]:
     """Those that concerned the service then, in the order in which they began."""
     rows = reader.query_rows(
-        f"SELECT {_COLUMNS} FROM restrictions WHERE (gateway IS NULL OR gateway = :gateway)"  # noqa: S608 (names are ours)
+        f"SELECT {_COLUMNS} FROM restrictions WHERE (gateway IS NULL OR gateway = :gateway)"
         " AND (service IS NULL OR service = :service) ORDER BY position",
         {"gateway": gateway, "service": service},
     )

@@ -88,7 +88,7 @@ Round = dict[Socket | int, int]
 class Server:
     """A tracker on its log; `serve` builds it."""
 
-    def __init__(  # noqa: PLR0913 (each by its name)
+    def __init__(
         self,
         section: TrackerSection,
         log: Log,

@@ -80,10 +80,11 @@ def unpack(shape: type[Shape], value: object, where: str = "") -> Shape:
 
 
 @cache
-def _reader(annotation: Any) -> Reader:  # noqa: ANN401 (annotations have no type of their own)
+def _reader(annotation: object) -> Reader:
     origin = typing.get_origin(annotation)
     if origin is Annotated:
-        return _limited(_reader(annotation.__origin__), annotation.__metadata__[0])
+        inner, limits = typing.get_args(annotation)
+        return _limited(_reader(inner), limits)
     if origin is tuple:
         return _sequence(_reader(typing.get_args(annotation)[0]))
     if origin in (types.UnionType, typing.Union):
@@ -91,9 +92,9 @@ def _reader(annotation: Any) -> Reader:  # noqa: ANN401 (annotations have no typ
         return _optional(_reader(inner))
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return _enumerated(annotation)
-    if dataclasses.is_dataclass(annotation):
-        return _structure(annotation)
-    if annotation in (int, str, bytes, bool):
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return _structure(annotation, [field.name for field in dataclasses.fields(annotation)])
+    if isinstance(annotation, type) and annotation in (int, str, bytes, bool):
         return _plain(annotation)
     raise TypeError(f"no wire shape for {annotation!r}")
 
@@ -144,9 +145,9 @@ def _enumerated(kind: type[enum.Enum]) -> Reader:
     return read
 
 
-def _structure(shape: Any) -> Reader:  # noqa: ANN401 (a dataclass, whichever)
+def _structure(shape: type, names: list[str]) -> Reader:
     hints = typing.get_type_hints(shape, include_extras=True)
-    fields = [(name, _reader(hints[name])) for name in (field.name for field in dataclasses.fields(shape))]
+    fields = [(name, _reader(hints[name])) for name in names]
 
     def read(value: object, where: str) -> object:
         if not isinstance(value, tuple):

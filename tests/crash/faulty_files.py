@@ -23,7 +23,7 @@ from typing import Any, Literal, Self, TypeAlias
 DEBIAN_PACKAGES = "/usr/lib/python3/dist-packages"
 
 
-def _debian_apsw() -> Any:  # noqa: ANN401 - it has no types where mypy looks
+def _debian_apsw() -> Any:
     spec = importlib.machinery.PathFinder.find_spec("apsw", [DEBIAN_PACKAGES])
     if spec is None or spec.loader is None:
         raise ImportError("python3-apsw of this Python is missing: apt-get install python3-apsw")
@@ -172,14 +172,14 @@ class FaultyFiles:
             by_half()
         raise _failure(kind, self.fault.reason)
 
-    def _observe_pwrite(self, descriptor: int, data: Any, offset: int, /) -> int:  # noqa: ANN401 - any buffer
+    def _observe_pwrite(self, descriptor: int, data: Any, offset: int, /) -> int:
         """What the store writes to SQLite's files by itself."""
         written = self._pwrite(descriptor, data, offset)
         if (name := self._name_of(descriptor)) is not None:
             self.diary.append(Written(name, offset, bytes(data[:written])))
         return written
 
-    def _observe_fsync(self, fd: Any) -> None:  # noqa: ANN401 - or a file
+    def _observe_fsync(self, fd: Any) -> None:
         name = self._name_of(fd)
         if name is None:
             self._fsync(fd)
@@ -208,9 +208,8 @@ def _failure(kind: Kind, reason: Reason) -> BaseException:
         "read-only": (apsw.ReadOnlyError, apsw.SQLITE_READONLY),
         "io": (apsw.IOError, _IO_CODES[kind]),
     }[reason]
-    failure: BaseException = type("Injected", (_Injected, base), {})(f"{kind}: {reason}")
-    failure.extendedresult = extended  # type: ignore[attr-defined]
-    return failure
+    injected: type[BaseException] = type("Injected", (_Injected, base), {"extendedresult": extended})
+    return injected(f"{kind}: {reason}")
 
 
 _IO_CODES: dict[Kind, int] = {
@@ -227,14 +226,14 @@ class _Layer(apsw.VFS):  # type: ignore[misc, name-defined] # apsw has no types 
         self._files = files
         super().__init__(name, "unix", makedefault=True)
 
-    def xOpen(self, name: Any, flags: list[int]) -> Any:  # noqa: ANN401, N802 - apsw's
+    def xOpen(self, name: Any, flags: list[int]) -> Any:
         path = None if name is None else Path(name if isinstance(name, str) else name.filename())
         if path is None or path.parent != self._files.directory:
             return apsw.VFSFile("unix", name, flags)
         self._files.handle_open(path.name)
         return _File(self._files, path.name, name, flags)
 
-    def xDelete(self, path: str, syncdir: bool) -> None:  # noqa: N802 - apsw's
+    def xDelete(self, path: str, syncdir: bool) -> None:
         observed = Path(path).parent == self._files.directory
         if observed:
             self._files.fail_if_told("delete")
@@ -259,16 +258,16 @@ class _File(apsw.VFSFile):  # type: ignore[misc, name-defined] # apsw has no typ
         )
         super().__init__("unix", name, flags)
 
-    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802 - apsw's
+    def xWrite(self, data: bytes, offset: int) -> None:
         self._files.fail_if_told("write", lambda: self._write(data[: len(data) // 2], offset))
         self._write(data, offset)
 
-    def xTruncate(self, size: int) -> None:  # noqa: N802 - apsw's
+    def xTruncate(self, size: int) -> None:
         self._files.fail_if_told("truncate")
         super().xTruncate(size)
         self._files.diary.append(Truncated(self._name, size))
 
-    def xSync(self, flags: int) -> None:  # noqa: N802 - apsw's
+    def xSync(self, flags: int) -> None:
         try:
             self._files.fail_if_told("sync")
         except _Injected:

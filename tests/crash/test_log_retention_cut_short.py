@@ -12,13 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from eventlog.archive import archives_of
 from eventlog.checkpoint import make_checkpoint
 from eventlog.reading import Entry, LogReader
-from eventlog.record import SEGMENT_ARCHIVED
+from eventlog.record import SEGMENT_ARCHIVED, Record
 from eventlog.retention import RetentionRefused, archive_segment, close_segment, prune_segments, redact
 from eventlog.store import AppendFailed, Log, LogUnreadable
 from eventlog.verify import verify
@@ -150,9 +151,9 @@ def test_an_archive_is_on_the_disk_by_its_name_before_a_record_says_so(
         fsync(descriptor)
         done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
 
-    def appended(log: Log, records: list[object], **more: object) -> range:
+    def appended(log: Log, records: list[Record], **more: Any) -> range:
         done.append("append")
-        return append(log, records, **more)  # type: ignore[arg-type]
+        return append(log, records, **more)
 
     with Log.open(log_before.path, projections=[Holders()]) as log:
         monkeypatch.setattr(os, "fsync", observed)

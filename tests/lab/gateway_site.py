@@ -36,6 +36,7 @@ from tools.lab import Actor, Lab, LabError, wait_until
 from tracker.audit import Holding, holds
 from tracker.client import ask_status
 from tracker.events import Event, from_record
+from tracker.messages import Status
 from tracker.projections import PROJECTIONS
 
 PUBLIC: Final = "192.0.2.2"
@@ -300,18 +301,21 @@ class Site:
 
     # --- tracker and log -----------------------------------------------------------------------------
 
-    def _status(self) -> Any:  # noqa: ANN401 - tracker.messages.Status or None
+    def _status(self) -> Status | None:
         return ask_status(f"ipc://{self.directory}/reader.ipc", 0.5)
 
     def reader(self) -> LogReader:
         return LogReader.open(self.directory / "log.sqlite")
 
-    def events(self, kind: type[EventType]) -> list[EventType]:
-        """The log's events of one kind, in order."""
+    def all_events(self) -> list[Event]:
+        """The log's events, in order."""
         with self.reader() as reader:
             records = [entry.record for entry in reader.read(self.first_record) if entry.record is not None]
-        found = [from_record(record) for record in records]
-        return [event for event in found if isinstance(event, kind)]
+        return [from_record(record) for record in records]
+
+    def events(self, kind: type[EventType]) -> list[EventType]:
+        """Those of one kind."""
+        return [event for event in self.all_events() if isinstance(event, kind)]
 
     def holdings(self) -> list[Holding]:
         """The bindings of the log, oldest first."""
@@ -370,7 +374,7 @@ class Site:
         client.wait_for("login", since=client.command(f"call {peer}"), timeout_s=timeout_s)
 
 
-def _without_timeout(element: Any) -> Any:  # noqa: ANN401 - nft's JSON
+def _without_timeout(element: Any) -> Any:
     if isinstance(element, dict) and "elem" in element:
         return element["elem"]["val"]
     if isinstance(element, list):

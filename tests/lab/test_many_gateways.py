@@ -126,7 +126,7 @@ class ManyGateways:
 
         return namespaces.within(self._prefix + place, make)
 
-    def ask(self, command: str, *words: str) -> Any:  # noqa: ANN401 - whatever JSON says
+    def ask(self, command: str, *words: str) -> Any:
         program = [str(Path(sys.executable).with_name("porthold")), command]
         words = ("--config", str(self.configuration(1)), "--json", *words)
         done = subprocess.run([*program, *words], capture_output=True, text=True, check=False)

@@ -146,7 +146,7 @@ def test_a_key_file_is_its_owners_alone_and_never_overwritten(tmp_path: Path) ->
     with pytest.raises(KeyUnusable, match="exists"):
         write_key_file(path, STRANGER)
     assert read_key_file(path) == key
-    os.chmod(path, 0o640)  # noqa: PTH101 - the mode is the matter
+    path.chmod(0o640)
     with pytest.raises(KeyUnusable, match="others may read it"):
         read_key_file(path)
     with pytest.raises(KeyUnusable, match="missing"):

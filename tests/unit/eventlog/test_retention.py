@@ -18,7 +18,7 @@ from eventlog.note import SigningKey
 from eventlog.projection import Insert, Row
 from eventlog.proof import make_proof, verify_proof
 from eventlog.reading import Entry, LogReader, RecordsGone
-from eventlog.record import SEGMENT_CLOSED, Record, encode
+from eventlog.record import SEGMENT_CLOSED, Record, Value, encode
 from eventlog.refold import compare_projection
 from eventlog.retention import (
     RetentionRefused,
@@ -529,7 +529,7 @@ def test_asking_again_makes_an_end_of_a_redaction_that_was_cut_short(
 
 
 def test_a_record_of_segments_that_cannot_be_is_not_appended(path: Path) -> None:
-    wrong: list[tuple[int, tuple[object, ...]]] = [
+    wrong: list[tuple[int, tuple[Value, ...]]] = [
         (5, (1, 10, bytes(32), 0, 0)),
         (5, (0, 10, bytes(32), 0, 0)),
         (5, (0, 100, bytes(32), 0, 0)),
@@ -543,7 +543,7 @@ def test_a_record_of_segments_that_cannot_be_is_not_appended(path: Path) -> None
             if log.size == 0:
                 log.append(many_held(20))
             with pytest.raises(AppendFailed):
-                log.append([make_record(50, fields, kind=kind, name="log")])  # type: ignore[arg-type]
+                log.append([make_record(50, fields, kind=kind, name="log")])
     with LogReader.open(path) as reader:
         assert reader.size == 20
 

@@ -60,7 +60,7 @@ def run(*words: str | Path) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
-def document(result: Result) -> Any:  # noqa: ANN401 (what JSON has)
+def document(result: Result) -> Any:
     return json.loads(result.stdout)
 
 

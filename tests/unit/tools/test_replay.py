@@ -30,13 +30,13 @@ def replay(log: Path, *words: str) -> Result:
     return CliRunner().invoke(main, ["replay", "--log", str(log), *words])
 
 
-def state(log: Path, *words: str) -> Any:  # noqa: ANN401 (what JSON has)
+def state(log: Path, *words: str) -> Any:
     result = replay(log, *words, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)["state"]
 
 
-def holders(found: Any) -> list[str]:  # noqa: ANN401
+def holders(found: Any) -> list[str]:
     return [binding["holder"] for binding in found["bindings"]]
 
 

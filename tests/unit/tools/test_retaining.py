@@ -38,7 +38,7 @@ def run(path: Path, *words: str | Path) -> Result:
     return CliRunner().invoke(main, [*(str(word) for word in words), "--log", str(path)])
 
 
-def told(path: Path, *words: str | Path) -> Any:  # noqa: ANN401 (JSON)
+def told(path: Path, *words: str | Path) -> Any:
     result = run(path, *words, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
@@ -77,7 +77,7 @@ ASKED: dict[str, tuple[str, ...]] = {
 }
 
 
-def exclusive(path: Path) -> Any:  # noqa: ANN401 (JSON)
+def exclusive(path: Path) -> Any:
     times = ("--from", "2026-05-04T16:00:00Z", "--to", "2026-05-04T16:05:30Z")
     return json.loads(run(path, "verify", "--exclusive", *times, "--json").stdout)["exclusive"]
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -203,7 +204,8 @@ def test_while_the_kernel_state_was_lost_it_depends_on_what_was_left(
     life.say(10, KernelStateRestored("gw", 1, what, at(8).wall_ns, at(9).wall_ns))
     answer = life.answer(8.5)
     assert type(answer) is held
-    told = answer.doubts if isinstance(answer, Holder) else answer.because  # type: ignore[union-attr]
+    assert not isinstance(answer, Nobody)
+    told = answer.doubts if isinstance(answer, Holder) else answer.because
     assert [(outage.kind, outage.detail) for outage in told] == [("kernel-state-lost", what)]
     assert isinstance(after := life.answer(9), Holder)
     assert after.doubts == ()
@@ -335,8 +337,8 @@ def test_holds_narrows_by_time_holder_and_state(life: Life) -> None:
     life.say(8, withdrawn(2, 8))
     life.say(9, claim(ANN))
 
-    def numbers(**narrowed: object) -> list[int]:
-        return [holding.binding for holding in holds(life.log, **narrowed)]  # type: ignore[arg-type]
+    def numbers(**narrowed: Any) -> list[int]:
+        return [holding.binding for holding in holds(life.log, **narrowed)]
 
     assert numbers() == [3, 2, 1]
     assert numbers(limit=1) == [3]

@@ -38,7 +38,7 @@ class GatewayFile(TrackerFile):
             yield "services", "there is none"
 
 
-def problems(tmp_path: Path, text: str, model: type[TrackerFile] = TrackerFile, **options: Any) -> list[str]:  # noqa: ANN401
+def problems(tmp_path: Path, text: str, model: type[TrackerFile] = TrackerFile, **options: Any) -> list[str]:
     path = tmp_path / "porthold.toml"
     path.write_text(text)
     with pytest.raises(ConfigurationError) as caught:

@@ -22,11 +22,11 @@ def life(tmp_path: Path) -> Life:
     return life
 
 
-def exported(log: Log, **asked: Any) -> list[Translation]:  # noqa: ANN401 (any part of the question)
+def exported(log: Log, **asked: Any) -> list[Translation]:
     return list(translations(log, **asked))
 
 
-def numbers(log: Log, since: float | None, until: float | None, **asked: Any) -> list[int]:  # noqa: ANN401
+def numbers(log: Log, since: float | None, until: float | None, **asked: Any) -> list[int]:
     since_ns = None if since is None else at(since).wall_ns
     until_ns = None if until is None else at(until).wall_ns
     found = exported(log, since_ns=since_ns, until_ns=until_ns, **asked)

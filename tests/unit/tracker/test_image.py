@@ -87,7 +87,7 @@ class Play:
         return encode_request(Request(worker, 7, sequence, 0, age_ms, 5, body))
 
 
-def plainly(value: object) -> Any:  # noqa: ANN401 (whatever can be compared)
+def plainly(value: object) -> Any:
     """Everything in it, also what `==` leaves out: uncompared fields, and the order of dictionaries."""
     if dataclasses.is_dataclass(value):
         return [plainly(getattr(value, field.name)) for field in dataclasses.fields(value)]

@@ -562,7 +562,7 @@ def test_a_port_is_found_by_number_port_service_host_and_gateway(talk: Talk) -> 
     talk.say(claim(ANN), 2)
     anything = FindPort(None, None, None, None, None, None)
 
-    def found(**wanted: Any) -> tuple[list[str], list[int]]:  # noqa: ANN401
+    def found(**wanted: Any) -> tuple[list[str], list[int]]:
         ((_, body),) = order_from(talk, dataclasses.replace(anything, **wanted))
         assert isinstance(body, PortFound)
         return [place.service for place in body.places], [view.binding for view in body.bindings]

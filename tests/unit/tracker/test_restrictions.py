@@ -71,7 +71,7 @@ class Operated(World):
     def decide(self, order: Order, seconds: float = 2) -> Decision:
         return decide(self.state, FromOperator("olga", order), at(seconds))
 
-    def refusal(self, holder: bytes, seconds: float, **changes: Any) -> ClaimRefusal | None:  # noqa: ANN401
+    def refusal(self, holder: bytes, seconds: float, **changes: Any) -> ClaimRefusal | None:
         reply = self.say(claim(holder, **changes), seconds)[1]
         return reply.reason if isinstance(reply, ClaimRefused) else None
 

@@ -48,7 +48,7 @@ def opening(
     return OpenSession(gateway, (PUBLIC,), (CUSEEME, PER_PEER), host, take_over, fence)
 
 
-def claim(holder: bytes, epoch: int = 1, **changes: Any) -> ClaimPort:  # noqa: ANN401 (any field of it)
+def claim(holder: bytes, epoch: int = 1, **changes: Any) -> ClaimPort:
     claimed = ClaimPort(
         "gw", epoch, PUBLIC, "cuseeme", None, holder, None, 17, 7648, REFLECTOR, 7648, 1000, at(0).wall_ns
     )
@@ -72,7 +72,7 @@ def speaker(body: Body, name: str) -> Caller:
     return dataclasses.replace(caller, name=name)
 
 
-def values(shape: Any) -> st.SearchStrategy[Any]:  # noqa: ANN401, PLR0911 (one return for each shape)
+def values(shape: Any) -> st.SearchStrategy[Any]:  # noqa: PLR0911 (one return for each shape)
     """Everything that unpacks to `shape`."""
     origin = typing.get_origin(shape)
     if origin is Annotated:
@@ -91,7 +91,7 @@ def values(shape: Any) -> st.SearchStrategy[Any]:  # noqa: ANN401, PLR0911 (one 
     return _plain(shape, 0, 20)
 
 
-def _plain(shape: Any, least: int, most: int) -> st.SearchStrategy[Any]:  # noqa: ANN401
+def _plain(shape: Any, least: int, most: int) -> st.SearchStrategy[Any]:
     if shape is bool:
         return st.booleans()
     if shape is int:
@@ -102,7 +102,7 @@ def _plain(shape: Any, least: int, most: int) -> st.SearchStrategy[Any]:  # noqa
     return st.text(letters, min_size=least, max_size=min(most, 20))
 
 
-def _structures(shape: Any) -> st.SearchStrategy[Any]:  # noqa: ANN401
+def _structures(shape: Any) -> st.SearchStrategy[Any]:
     if shape is PortRange:
         ordered = st.tuples(st.integers(0, 65535), st.integers(0, 65535)).map(sorted)
         return st.builds(lambda protocol, ends: PortRange(protocol, *ends), st.integers(0, 255), ordered)
