@@ -60,7 +60,7 @@ from tracker.messages import (
     decode_request,
     encode_reply,
 )
-from tracker.orders import Order, Withdrawing, Withdrawn
+from tracker.orders import Order, ReleaseBinding, RevokeBinding, Withdrawing, Withdrawn
 from tracker.ownership import (
     Command,
     Decision,
@@ -318,13 +318,15 @@ class Machine:
             case FindPort():
                 self._send(peer, request, self._find_port(request.body))
             case body if isinstance(body, Order):
-                self._order(peer, request, FromOperator(_operator(caller, request), body), now)
+                self._order(peer, request, body, caller, now)
             case _:
                 return False
         return True
 
-    def _order(self, peer: Peer, request: Request, command: FromOperator, now: Instant) -> None:
-        decision = self._decide(command, now)
+    def _order(self, peer: Peer, request: Request, order: Order, caller: Caller, now: Instant) -> None:
+        ended = order.binding if isinstance(order, ReleaseBinding | RevokeBinding) else None
+        again = ended is not None and peer in self._ending.get(ended, {})
+        decision = self._decide(FromOperator(_operator(caller, request), order, again), now)
         if decision.events:
             self._log(decision.events, TRACKER, self.state.run, self._next_own(), now)
         self._reply(peer, request, decision)

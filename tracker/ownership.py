@@ -16,6 +16,7 @@ Longer than other modules because of Rule 1.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
 from typing import Final, assert_never
 
 from eventlog.record import CLOCK_TOLERANCE_NS, clock_went_back
@@ -123,10 +124,11 @@ class FromWorker:
 
 @dataclass(frozen=True, slots=True)
 class FromOperator:
-    """An order, and who gave it."""
+    """An order, and who gave it; `again`: he waits for its end already, and repeats it."""
 
     by: str
     body: Order
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,9 +357,22 @@ def _from_worker(state: State, command: FromWorker, now: Instant) -> Decision:
         case BindingInstalled() | BindingWithdrawn() | HolderNamed() as body:
             return Decision(tuple(_report(state, worker, body)), reply=Acknowledged())
         case KernelStateRestored() | PublicAddressChanged() | QueueOverflowed() | OutboxFilled() as body:
-            return Decision((body,), reply=Acknowledged())  # a hole is a fact, whoever saw it
+            return Decision(tuple(_fact(state, worker, body)), reply=Acknowledged())
         case _:
             assert_never(command.body)
+
+
+def _fact(
+    state: State,
+    worker: str,
+    body: KernelStateRestored | PublicAddressChanged | QueueOverflowed | OutboxFilled,
+) -> Iterator[Event]:
+    """A hole is a fact, whoever saw it; the address of another worker's session is that one's to change."""
+    known = state.gateways.get(body.gateway)
+    session = None if known is None else known.session
+    is_anothers = session is not None and session.epoch == body.epoch and session.worker != worker
+    if not (isinstance(body, PublicAddressChanged) and is_anothers):
+        yield body
 
 
 def _look_at_clock(state: State, now: Instant) -> tuple[tuple[ClockStepped, ...], tuple[ClockSeen, ...]]:
@@ -655,13 +670,15 @@ def _from_operator(state: State, command: FromOperator, now: Instant) -> Decisio
         case ReleaseBinding(binding, why):
             return _end_binding(state, WithdrawalOrdered(binding, Ending.RELEASE, by, why), (), now)
         case RevokeBinding(binding, _, why):
-            bars = tuple(_bars(state, order, by, now))
+            bars = () if command.again else tuple(_bars(state, order, by, now))
             return _end_binding(state, WithdrawalOrdered(binding, Ending.REVOKE, by, why), bars, now)
         case ReservePort(gateway, service) if service not in _services(state, gateway):
             reason = (
                 f"no service {service!r:.80} of a gateway {gateway!r:.80} is known; is its worker configured?"
             )
             return Decision(reply=OrderRefused(reason))
+        case ReservePort(gateway, service, host) if no := _why_not_for(state, gateway, service, host):
+            return Decision(reply=OrderRefused(no))
         case FreezeClaims(str(gateway)) if gateway not in state.gateways:
             return Decision(
                 reply=OrderRefused(f"no gateway {gateway!r:.80} is known; has its worker ever come?")
@@ -698,10 +715,10 @@ def _bars(state: State, order: RevokeBinding, by: str, now: Instant) -> Iterator
     barred_ns = None if order.barred_ms is None else order.barred_ms * MILLISECOND_NS
     gateway, service = binding.bound.resource.gateway, binding.bound.resource.service
     if binding.ordered is Ending.REVOKE:
-        # Commands repeat their order until the worker has let go: only another length is another order.
+        # Revoked before, and the worker has not let go yet: the bar may have been lifted, or be shorter.
         scope = Scope(Restraint.REVOKED, gateway, service, binding.bound.holder)
         known = state.restrictions.get(scope)
-        if known is None or known.length_ns == barred_ns:
+        if known is not None and known.length_ns == barred_ns:
             return
     until_ns = None if barred_ns is None else now.wall_ns + barred_ns
     yield HostBarred(gateway, service, binding.bound.holder, until_ns, by, order.why)
@@ -718,6 +735,21 @@ def _withdrawals(state: State, gateway: str, worker: str) -> Iterator[tuple[str,
 def _services(state: State, gateway: str) -> dict[str, ServiceDefinition]:
     known = state.gateways.get(gateway)
     return {} if known is None else known.services
+
+
+def _why_not_for(state: State, gateway: str, service: str, host: bytes) -> str | None:
+    """Why reserving the service for this host would keep everybody from it; None: it would not."""
+    address = IPv4Address(host)
+    session, definition = state.gateways[gateway].session, state.gateways[gateway].services[service]
+    if address.is_unspecified or address.is_multicast or address.is_loopback or address.is_reserved:
+        return f"{address} is no address that a host can have"
+    if session is not None and host in session.public_addresses:
+        return f"{address} is the gateway's own public address; a reservation is for a host behind it"
+    if definition.policy is Policy.FIXED and definition.holder not in (None, host):
+        return (
+            f"{service} is {IPv4Address(definition.holder)}'s by configuration (policy fixed), nobody else's"
+        )
+    return None
 
 
 def _start(state: State, command: Start, now: Instant) -> Decision:

@@ -71,7 +71,7 @@ from tracker.messages import (
     decode_reply,
     encode_request,
 )
-from tracker.orders import FreezeClaims, ReleaseBinding, RevokeBinding, Withdrawing, Withdrawn
+from tracker.orders import FreezeClaims, LiftBar, ReleaseBinding, RevokeBinding, Withdrawing, Withdrawn
 from tracker.ownership import State
 
 
@@ -583,6 +583,15 @@ def test_a_status_shows_restrictions_and_what_is_being_ended(talk: Talk) -> None
     assert (restriction.restraint, restriction.host, restriction.by) == (Restraint.REVOKED, ANN, "olga")
     assert restriction.until_ns == at(62).wall_ns
     assert reply.body.withdrawals == (WithdrawalView(1, Ending.REVOKE),)
+
+
+def test_a_command_that_repeats_its_order_bars_nobody_whose_bar_was_lifted(talk: Talk) -> None:
+    talk.say(claim(ANN), 2)
+    for order in (RevokeBinding(1, None, "noise"), LiftBar(ANN, None, None, "sorry")):
+        order_from(talk, order, 3)
+    size = len(talk.disk.events())
+    order_from(talk, RevokeBinding(1, None, "noise"), 4)
+    assert len(talk.disk.events()) == size
 
 
 def test_a_reader_gives_no_orders(talk: Talk) -> None:

@@ -589,6 +589,14 @@ def test_claims_follow_the_public_address(opened: World) -> None:
     assert isinstance(opened.say(claim(ANN, public_address=OTHER_PUBLIC), 2)[1], ClaimGranted)
 
 
+def test_nobody_changes_the_public_address_of_another_worker_s_session(opened: World) -> None:
+    lie = PublicAddressChanged("gw", 1, PUBLIC, OTHER_PUBLIC, at(1).wall_ns)
+    assert opened.say(lie, 1, worker="w2") == ((), Acknowledged())
+    assert isinstance(opened.say(claim(ANN), 2)[1], ClaimGranted)
+    late = dataclasses.replace(lie, epoch=0)
+    assert opened.say(late, 3, worker="w2") == ((late,), Acknowledged())  # of a session that is over: a fact
+
+
 # ---- clock -----------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """What an operator orders: bindings ended, hosts barred, ports reserved, claims frozen; each said once."""
 
+from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from tracker.events import (
     Ending,
     FreezeEnded,
     HostBarred,
+    Policy,
     PortBound,
     PortReserved,
     PortUnbound,
@@ -195,6 +198,22 @@ def test_a_revocation_for_another_time_counts_though_the_worker_has_not_let_go(w
     assert world.refusal(ANN, 60) is ClaimRefusal.REVOKED
 
 
+def test_a_lifted_bar_stays_lifted_until_somebody_revokes_anew(world: Operated) -> None:
+    revoke = RevokeBinding(1, None, "noise")
+    world.order(revoke, 2)
+    world.order(LiftBar(ANN, None, None, "sorry"), 3)
+    assert world(FromOperator("olga", revoke, again=True), at(4))[0] == (), "she still waits for its end"
+    assert world.order(revoke, 5)[0] == (HostBarred("gw", "cuseeme", ANN, None, "olga", "noise"),)
+
+
+def test_two_who_wait_for_the_same_end_do_not_bar_in_turns(world: Operated) -> None:
+    first, second = RevokeBinding(1, 5000, "noise"), RevokeBinding(1, 9000, "noise")
+    world.order(first, 2)
+    world.order(second, 2)
+    for order in (first, second):
+        assert world(FromOperator("olga", order, again=True), at(3))[0] == ()
+
+
 def test_a_bar_is_lifted_by_order_wherever_the_host_is_barred(world: Operated) -> None:
     world.order(RevokeBinding(1, None, "noise"))
     assert world.order(LiftBar(BOB, None, None, "sorry")) == ((), OrderTaken(news=False))
@@ -230,6 +249,23 @@ def test_only_what_there_is_can_be_reserved_or_frozen(world: Operated) -> None:
     for order in (ReservePort("gw", "http", BOB, "x"), ReservePort("gw2", "cuseeme", BOB, "x")):
         assert isinstance(world.order(order)[1], OrderRefused)
     assert isinstance(world.order(FreezeClaims("gw2", "x"))[1], OrderRefused)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "203.0.113.1"])
+def test_nothing_is_reserved_for_who_can_never_come_from_inside(world: Operated, host: str) -> None:
+    events, reply = world.order(ReservePort("gw", "cuseeme", IPv4Address(host).packed, "x"))
+    assert isinstance(reply, OrderRefused)
+    assert host in reply.reason
+    assert events == ()
+
+
+def test_a_fixed_holder_s_port_is_reserved_for_nobody_else(world: Operated) -> None:
+    fixed = replace(CUSEEME, policy=Policy.FIXED, holder=ANN)
+    world.say(replace(opening(), services=(fixed,)), 2)
+    refused = world.order(ReservePort("gw", "cuseeme", BOB, "his talk"), 3)[1]
+    assert isinstance(refused, OrderRefused)
+    assert "192.168.0.2" in refused.reason
+    assert world.order(ReservePort("gw", "cuseeme", ANN, "hers"), 3)[1] == OrderTaken(news=True)
 
 
 @pytest.mark.parametrize("gateway", ["gw", None])
