@@ -64,9 +64,7 @@ def flush_until_quick(site: Site, what: str) -> Iterator[float]:
         flushed_s = time.monotonic()
         wait_until(lambda: is_working(site), f"{what} restored", PATIENCE_S)
         took_s = time.monotonic() - flushed_s
-        wait_until(
-            partial(lambda n: len(site.events(KernelStateRestored)) == n, times), "the hole"
-        )
+        wait_until(partial(lambda n: len(site.events(KernelStateRestored)) == n, times), "the hole")
         yield took_s
         if took_s < RESTORED_S:
             return
