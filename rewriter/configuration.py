@@ -239,7 +239,7 @@ def ruleset_for(
 ) -> Ruleset:
     """The rules of one epoch; ValueError for a file without a [gateway].
 
-    The three last are what this kernel can (see kernel.py's probes), and what was chosen of it.
+    The three last are what this kernel can (see `probing.py`), and what was chosen of it.
     """
     gateway = file.gateway
     if gateway is None:

@@ -1,39 +1,31 @@
-"""The kernel's side of a gateway: nftables, conntrack, NFQUEUE, interface addresses.
+"""A gateway's kernel: what the worker's effects do to nftables, conntrack, queues and routes.
 
-Rule 1: everything that touches the kernel is here; what it is told is text from `ruleset.py`.
+Rule 1: everything that touches the kernel is here and in the modules that this one stands on (`tables.py`,
+  `queues.py`, `queue_rules.py`, `connections.py`, `passing.py`); what it is told is text from `ruleset.py`.
 Rule 2: our table is only ever changed by batches that the epoch element guards; foreign tables never, but for
   one tagged NFQUEUE rule per queue in mangle FORWARD where the kernel lacks nft's own `queue`.
 Rule 3: a batch the kernel refuses raises `KernelRefused` with the kernel's words; nothing of it took effect.
-
-libnftables in the process takes a tenth of the time that the nft command needs (kernel-datapath.md).
 """
 
 import errno
 import fcntl
-import json
 import os
-import re
 import socket
 import struct
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
-from pathlib import Path
-from typing import Any
-
-import netfilterqueue
-import nftables
 
 from rewriter import passing, ruleset
+from rewriter.belonging import claimed, former, is_between, is_in_the_way, is_of
 from rewriter.command import KernelRefused, run
 from rewriter.connections import Connection, connections, delete_connections
 from rewriter.effects import Carried, KernelView
-from rewriter.header_chains import SPEAKERS_AT
 from rewriter.phrases import address_pair
+from rewriter.queue_rules import add_queue_rules, queue_rules_present, remove_queue_rules
+from rewriter.queues import queue_drops
+from rewriter.tables import Tables
 from rewriter.vocabulary import (
-    CLAIM,
-    MOST_SPEAKERS,
-    TALK,
     Element,
     Key,
     Ruleset,
@@ -48,362 +40,8 @@ from rewriter.vocabulary import (
 from tracker.instant import Instant
 
 SIOCGIFADDR = 0x8915  # include/uapi/linux/sockios.h
-QUEUE_STATISTICS = Path("/proc/net/netfilter/nfnetlink_queue")
-QUEUE_LENGTH = 4096  # packets
-LONGEST_MESSAGE = 1 << 17  # bytes: a packet of 64 KiB, and what netlink says of it
 REMOVAL_ATTEMPTS = 5
 SET_FULL = os.strerror(errno.ENFILE)
-CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21  # include/uapi/linux/capability.h
-
-
-class Tables:
-    """nftables through libnftables, in the network namespace of the process that made it."""
-
-    def __init__(self) -> None:
-        self._nft = nftables.Nftables()
-        self._nft.set_json_output(True)
-        self._nft.set_numeric_proto_output(False)
-
-    def apply(self, batch: str) -> None:
-        """One atomic transaction; raises KernelRefused."""
-        code, _, error = self._nft.cmd(batch)
-        if code != 0:
-            raise KernelRefused(first_lines(error))
-
-    def elements(self, kind: str, name: str) -> list[Any]:
-        """The elements of a set or map, as nft's JSON has them; raises KernelRefused if it isn't there."""
-        code, output, error = self._nft.cmd(f"list {kind} ip {ruleset.TABLE} {name}")
-        if code != 0:
-            raise KernelRefused(first_lines(error))
-        for item in json.loads(output)["nftables"]:
-            if kind in item:
-                found: list[Any] = item[kind].get("elem", [])
-                return found
-        return []
-
-    def counters(self) -> dict[str, tuple[int, int]]:
-        """Our named counters: (packets, octets)."""
-        code, output, error = self._nft.cmd(f"list counters table ip {ruleset.TABLE}")
-        if code != 0:
-            raise KernelRefused(first_lines(error))
-        found: dict[str, tuple[int, int]] = {}
-        for item in json.loads(output)["nftables"]:
-            if "counter" in item and item["counter"]["table"] == ruleset.TABLE:
-                counter = item["counter"]
-                found[counter["name"]] = (counter["packets"], counter["bytes"])
-        return found
-
-    def epoch(self) -> int | None:
-        """The epoch of the table that stands there; None when there is none."""
-        try:
-            found = self.elements("set", "epoch")
-        except KernelRefused:
-            return None
-        return int(found[0]) if found else None
-
-    def numbers(self, services: Iterable[Service]) -> dict[str, int]:
-        """The numbers by label, of those services that the table which stands there has."""
-        found: dict[str, int] = {}
-        for service in services:
-            try:
-                (found[service.label],) = map(int, self.elements("set", f"{service.label}_number"))
-            except KernelRefused:
-                continue
-        return found
-
-    def _text(self, kind: str, name: str) -> str:
-        self._nft.set_json_output(False)
-        code, output, error = self._nft.cmd(f"list {kind} ip {ruleset.TABLE} {name}")
-        self._nft.set_json_output(True)
-        if code != 0:
-            raise KernelRefused(first_lines(error))
-        return str(output)
-
-    def chain(self, name: str) -> str | None:
-        """A chain of ours as text; None when it isn't there."""
-        try:
-            return self._text("chain", name)
-        except KernelRefused:
-            return None
-
-    def timed(self, name: str) -> dict[Key, float]:
-        """A set of addresses with timeouts: address → seconds left, as text: JSON has whole seconds only."""
-        found = TIMED_ELEMENT.findall(self._text("set", name))
-        return {to_key(key.split(" . ")): seconds(left) for key, left in found}
-
-    def pairs(self, name: str) -> set[IPv4Address]:
-        """The addresses that stand in a set of equal pairs."""
-        return {
-            IPv4Address(element["concat"][0])
-            for element in self.elements("set", name)
-            if isinstance(element, dict) and "concat" in element
-        }
-
-    def mapped(self, name: str) -> dict[Key, IPv4Address]:
-        """A map of addresses, with timeouts or without."""
-        return {to_key(key_words(key)): IPv4Address(value) for key, value in self.elements("map", name)}
-
-
-TIMED_ELEMENT = re.compile(r"((?:[\d.]+ \. )?\d+\.\d+\.\d+\.\d+)(?: timeout \S+)? expires (\w+)")
-SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-
-
-def seconds(text: str) -> float:
-    """A time as nft writes it, like 4m59s956ms."""
-    return sum(int(number) * SECONDS[unit] for number, unit in re.findall(r"(\d+)(ms|[dhms])", text))
-
-
-def first_lines(text: str) -> str:
-    return "; ".join(text.strip().splitlines()[:3]) or "refused without a word"
-
-
-def key_words(element: object) -> list[str]:
-    """The key of an element in nft's JSON, which wraps those that have a timeout."""
-    if isinstance(element, dict) and "elem" in element:
-        return key_words(element["elem"]["val"])
-    return element["concat"] if isinstance(element, dict) else [str(element)]
-
-
-def to_key(words: Sequence[str]) -> Key:
-    address, *peer = map(IPv4Address, words)
-    return key_of(address, peer[0] if peer else None)
-
-
-# --- queues -----------------------------------------------------------------------------------------------
-
-
-class QueueBusy(Exception):
-    """Another process reads this queue, or this process may not."""
-
-
-class Queue:
-    """One NFQUEUE: packets are kept until their verdict.
-
-    `passes_when_full`: what finds no room goes on as it is; else the kernel drops it.
-    """
-
-    def __init__(self, number: int, length: int = QUEUE_LENGTH, *, passes_when_full: bool = False) -> None:
-        self.number = number
-        self._arrived: list[netfilterqueue.Packet] = []
-        self._queue = netfilterqueue.NetfilterQueue()
-        try:
-            self._queue.bind(number, self._keep, max_len=length, sock_len=4 * 1024 * 1024)
-        except OSError as error:
-            raise QueueBusy(f"queue {number}: {error}") from error
-        self._socket = QueueSocket(fileno=os.dup(self._queue.get_fd()))
-        self._socket.send(copy_whole_packets(number))
-        if passes_when_full:
-            self._socket.send(pass_when_full(number))
-
-    def _keep(self, packet: netfilterqueue.Packet) -> None:
-        packet.retain()
-        self._arrived.append(packet)
-
-    def fileno(self) -> int:
-        return int(self._queue.get_fd())
-
-    def receive(self) -> list[netfilterqueue.Packet]:
-        """All packets that have come; never blocks."""
-        self._queue.run_socket(self._socket)
-        arrived, self._arrived = self._arrived, []
-        return arrived
-
-    def close(self) -> None:
-        """Stop listening: the kernel drops what still waits here."""
-        self._queue.unbind()
-        self._socket.close()
-
-
-class QueueSocket(socket.socket):
-    """A queue's netlink socket, read without blocking and with room for the longest packet.
-
-    netfilterqueue's own buffer has 4096 bytes. What is cut there is no message any more: the packet would
-    stay in the kernel's queue for ever, without a verdict, and enough of them would stop everybody's.
-    """
-
-    def recv(self, _bufsize: int, _flags: int = 0) -> bytes:
-        return super().recv(LONGEST_MESSAGE, socket.MSG_DONTWAIT)
-
-
-def copy_whole_packets(number: int) -> bytes:
-    """NFQA_CFG_PARAMS: netfilterqueue itself asks for 4016 bytes of a packet (nfnetlink_queue.h)."""
-    # The attribute's last octet: NFQNL_COPY_PACKET.
-    return configure_queue(number, struct.pack("=HH", 9, 2) + struct.pack("!IBxxx", 0xFFFF, 2))
-
-
-def pass_when_full(number: int) -> bytes:
-    """NFQA_CFG_MASK and NFQA_CFG_FLAGS: NFQA_CFG_F_FAIL_OPEN (nfnetlink_queue.h)."""
-    words = [struct.pack("=HH", 8, kind) + struct.pack("!I", 1) for kind in (4, 5)]
-    return configure_queue(number, b"".join(words))
-
-
-def configure_queue(number: int, attributes: bytes) -> bytes:
-    """A message of NFNL_SUBSYS_QUEUE and NFQNL_MSG_CONFIG, NLM_F_REQUEST."""
-    header = struct.pack("=IHHII", 20 + len(attributes), 3 << 8 | 2, 1, 0, 0)
-    return header + struct.pack("!BBH", socket.AF_UNSPEC, 0, number) + attributes
-
-
-def queue_lengths() -> dict[int, int]:
-    """Packets that wait for us, by queue number (nfnetlink_queue_core.c, seq_show)."""
-    try:
-        lines = QUEUE_STATISTICS.read_text().splitlines()
-    except FileNotFoundError:
-        return {}
-    return {int(line.split()[0]): int(line.split()[2]) for line in lines}
-
-
-def queue_drops() -> dict[int, int]:
-    """Packets lost per queue number because it was full or its socket was (nfnetlink_queue_core.c)."""
-    try:
-        lines = QUEUE_STATISTICS.read_text().splitlines()
-    except FileNotFoundError:
-        return {}
-    except PermissionError as error:
-        # Going on would mean to lose packets without ever knowing it.
-        raise KernelRefused(
-            f"{QUEUE_STATISTICS} may not be read by this user: it is of group root,"
-            " so the rewriter has to be, too (systemd: SupplementaryGroups=root)"
-        ) from error
-    fields = [[int(field) for field in line.split()] for line in lines]
-    return {field[0]: field[5] + field[6] for field in fields if len(field) >= 8}
-
-
-# --- the queue rules in mangle FORWARD --------------------------------------------------------------------
-
-QUEUE_COMMENT = "porthold"
-PROBE_CHAIN = "porthold-probe"
-
-
-def queue_rule(rules: Ruleset, number: int) -> list[str]:
-    """The rule's words. Mangle is between our chains and before the host's own filter rules, so a packet
-    accepted here is still judged by those.
-    """
-    bits = CLAIM if number == rules.claim_queue else TALK
-    mark = f"{rules.packet_mark(bits):#x}"
-    bypass = ["--queue-bypass"] if bits == TALK else []
-    comment = ["-m", "comment", "--comment", f"{QUEUE_COMMENT}-{number}"]
-    return [
-        "-m",
-        "mark",
-        "--mark",
-        f"{mark}/{mark}",
-        *comment,
-        "-j",
-        "NFQUEUE",
-        "--queue-num",
-        str(number),
-        *bypass,
-    ]
-
-
-def iptables(*arguments: str) -> str:
-    return run(["iptables-nft", "-w", "-t", "mangle", *arguments])
-
-
-def queue_rules_present() -> set[int]:
-    """The numbers of our queues that have a rule."""
-    try:
-        listed = iptables("-S", "FORWARD")
-    except KernelRefused:
-        return set()
-    return {int(number) for number in re.findall(rf"--comment \"?{QUEUE_COMMENT}-(\d+)", listed)}
-
-
-def add_queue_rules(rules: Ruleset) -> None:
-    """Put both rules in front: an earlier ACCEPT of somebody else's would keep packets from the queue."""
-    present = queue_rules_present()
-    for number in (rules.claim_queue, rules.talk_queue):
-        if number not in present:
-            iptables("-I", "FORWARD", *queue_rule(rules, number))
-
-
-def remove_queue_rules(keep: Iterable[int] = ()) -> None:
-    """Take our rules out, but for those of the queues in `keep`."""
-    keeping = {f"{QUEUE_COMMENT}-{number}" for number in keep}
-    try:
-        listed = iptables("-S", "FORWARD").splitlines()
-    except KernelRefused:
-        return
-    for line in listed:
-        comment = re.search(rf"--comment \"?({QUEUE_COMMENT}-\d+)", line)
-        if comment and comment[1] not in keeping:
-            iptables("-D", *line.replace('"', "").split()[1:])
-
-
-def address_of(interface: str) -> IPv4Address | None:
-    """The first IPv4 address of an interface; None when it has none, or isn't there."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        try:
-            answer = fcntl.ioctl(asking, SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
-        except OSError:
-            return None
-    return IPv4Address(answer[20:24])
-
-
-# --- probing ----------------------------------------------------------------------------------------------
-
-
-def has_capability(bit: int) -> bool:
-    """Whether this process has a capability in effect."""
-    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    return found is not None and bool(int(found[1], 16) >> bit & 1)
-
-
-def try_in_vain(batch: str) -> str | None:
-    """Load a ruleset where it ends at once; None if the kernel took it, else its words.
-
-    A namespace needs CAP_SYS_ADMIN. Without it the kernel is given the batch here, and told to forget it.
-    """
-    words = ["unshare", "--net", "nft"] if has_capability(CAP_SYS_ADMIN) else ["nft", "--check"]
-    try:
-        run([*words, "-f", "-"], stdin=batch)
-    except KernelRefused as refusal:
-        return str(refusal)
-    return None
-
-
-def probe(hook: str, rule: str) -> str:
-    """A table with this one rule, for `try_in_vain`."""
-    return f"table ip probe {{\n chain c {{\n type filter hook {hook} priority 150\n {rule}\n }}\n}}\n"
-
-
-def has_native_queue() -> bool:
-    """Whether this kernel and nft know `queue` (CONFIG_NFT_QUEUE)."""
-    return try_in_vain(probe("forward", "queue num 1")) is None
-
-
-def has_iptables_queue() -> str | None:
-    """None when iptables-nft's NFQUEUE target works here; else what it says."""
-    rule = ["-m", "mark", "--mark", "0x1/0x1", "-m", "comment", "--comment", "probe", "-j", "NFQUEUE"]
-    words = [*rule, "--queue-num", "1"]
-    try:
-        if has_capability(CAP_SYS_ADMIN):
-            run(["unshare", "--net", "iptables-nft", "-t", "mangle", "-A", "FORWARD", *words])
-            return None
-        iptables("-N", PROBE_CHAIN)  # nobody ever jumps there
-        try:
-            iptables("-A", PROBE_CHAIN, *words)
-        finally:
-            iptables("-F", PROBE_CHAIN)
-            iptables("-X", PROBE_CHAIN)
-    except KernelRefused as refusal:
-        return str(refusal)
-    return None
-
-
-def refused_rewriting() -> str | None:
-    """None when this kernel and nft rewrite payload (`@ih … set …`: 5.16, 1.0.1); else what they say."""
-    return try_in_vain(probe("postrouting", "udp dport 7648 @ih,96,32 set @nh,96,32"))
-
-
-def most_speakers() -> int:
-    """How many speaker addresses the kernel reaches: some stop at a payload offset of 255 bytes."""
-    far = f"@ih,{(SPEAKERS_AT + 4 * (MOST_SPEAKERS - 1)) * 8},32"
-    refused = try_in_vain(probe("postrouting", f"{far} set @nh,96,32"))
-    return MOST_SPEAKERS if refused is None else (255 - SPEAKERS_AT) // 4
-
-
-# --- a gateway's kernel, put together ---------------------------------------------------------------------
 
 
 class GatewayKernel:
@@ -769,71 +407,25 @@ class GatewayKernel:
         delete_connections(filter(which, self._marked(service)))
 
     def _forget_former(self, elements: Sequence[Element]) -> None:
-        """Connections of services that are no more, to ports that are no more theirs, or of nobody here."""
-        services = {service.number: service for service in self.rules.services}
-
-        def is_former(connection: Connection) -> bool:
-            number = self.rules.service_of_mark(connection.mark)
-            if number == 0:
-                return False
-            service = services.get(number)
-            return (
-                service is None
-                or not (service.passthrough or has_port(service, connection.protocol, connection.original[3]))
-                or not any(is_of(e, connection) for e in elements if e.service == service.name)
-            )
-
-        delete_connections(filter(is_former, connections()))
+        """Connections that no service of ours, or none of these holders, has any more."""
+        delete_connections(former(connections(), self.rules, elements))
 
     def _forget_claimed_tuples(self, service: Service, elements: Sequence[Element]) -> None:
-        """Entries that aren't the service's own but have its public ports, or go to them: a caller's from
-        before there was a holder, and flows of the holder from before it held.
-        """
-        if not elements:
-            return
-        holders, publics = {e.holder for e in elements}, {e.public for e in elements}
-
-        def ours(protocol: str, port: int) -> bool:
-            return has_port(service, protocol, port)
-
-        mask, is_local = self.rules.mark_mask, service.unsolicited == "local"
-
-        def in_the_way(connection: Connection) -> bool:
-            protocol = connection.protocol
-            source, destination, _, dport = connection.original
-            _, reply_to, _, public_port = connection.reply
-            called = destination in publics and ours(protocol, dport) and not is_local
-            occupied = reply_to in publics and ours(protocol, public_port) and source != reply_to
-            unmarked = source in holders and ours(protocol, dport)
-            return called or occupied or unmarked
-
-        delete_connections(filter(in_the_way, connections("-m", f"0/{mask:#x}")))
+        """Entries that aren't the service's own but have its public ports, or go to them."""
+        if elements:
+            unmarked = connections("-m", f"0/{self.rules.mark_mask:#x}")
+            delete_connections(claimed(unmarked, service, elements))
 
 
 def counter_names(service: Service) -> tuple[str, str, str]:
     return f"{service.label}_sent", f"{service.label}_received", f"{service.label}_callers"
 
 
-def has_port(service: Service, protocol: str, port: int) -> bool:
-    return any(span.protocol == protocol and span.first <= port <= span.last for span in service.ports())
-
-
-def inside(connection: Connection) -> set[IPv4Address]:
-    """Both ends that can be the host on the LAN: the opener, or the one a caller was forwarded to."""
-    return {connection.original[0], connection.reply[0]}
-
-
-def is_between(host: IPv4Address, peer: IPv4Address | None, connection: Connection) -> bool:
-    ends = (*connection.original[:2], *connection.reply[:2])
-    return host in inside(connection) and (peer is None or peer in ends)
-
-
-def is_of(element: Element, connection: Connection) -> bool:
-    """Whether a connection of the service is the binding's."""
-    return is_between(element.holder, element.peer, connection)
-
-
-def is_in_the_way(element: Element, connection: Connection) -> bool:
-    """Whether a connection of the service, whosever it was, is at the place that the binding gets."""
-    ends = (*connection.original[:2], *connection.reply[:2])
-    return element.peer is None or (element.peer in ends and element.public in ends)
+def address_of(interface: str) -> IPv4Address | None:
+    """The first IPv4 address of an interface; None when it has none, or isn't there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            answer = fcntl.ioctl(asking, SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
+        except OSError:
+            return None
+    return IPv4Address(answer[20:24])

@@ -20,7 +20,7 @@ from netfilterqueue import Packet
 from prometheus_client.core import Metric
 
 from eventlog.note import KeyUnusable
-from rewriter import kernel, metrics, packet
+from rewriter import kernel, metrics, packet, probing, queues
 from rewriter.command import KernelRefused
 from rewriter.configuration import (
     QUEUES_BY_EPOCH,
@@ -53,7 +53,8 @@ from rewriter.effects import (
     Withdraw,
 )
 from rewriter.gateway import Gateway, Settings
-from rewriter.kernel import GatewayKernel, Queue, QueueBusy
+from rewriter.kernel import GatewayKernel
+from rewriter.queues import Queue, QueueBusy
 from rewriter.vocabulary import CLAIM, HAIRPINNED, REFUSED, TALK, Ruleset
 from tracker.client import Credentials, Keeper, OutboxFull, TrackerClient
 from tracker.clock import read_clock
@@ -135,14 +136,14 @@ class Worker:
         if section is None:
             raise ValueError("no [gateway] in the configuration")
         self._file, self._section = file, section
-        self._native_queue = kernel.has_native_queue()
-        if not self._native_queue and (said := kernel.has_iptables_queue()) is not None:
+        self._native_queue = probing.has_native_queue()
+        if not self._native_queue and (said := probing.has_iptables_queue()) is not None:
             raise WorkerStopped(
                 f"this kernel has neither nft's queue nor iptables-nft's NFQUEUE target ({said});"
                 " load nfnetlink_queue and xt_NFQUEUE (modprobe), or use a kernel that has them"
             )
         self._rewrites_in_kernel, self._datapath = choose_datapath(section.datapath)
-        self._most_speakers = kernel.most_speakers()
+        self._most_speakers = probing.most_speakers()
         settings = Settings(
             gateway=section.name,
             worker=section.worker or section.name,
@@ -236,7 +237,7 @@ class Worker:
         return f"gateway {self._section.name}: epoch {gateway.epoch}, {len(gateway.elements())} bindings"
 
     def _families(self) -> Iterator[Metric]:
-        gateway, lengths = self._gateway, kernel.queue_lengths()
+        gateway, lengths = self._gateway, queues.queue_lengths()
         heard_ns = gateway.last_answer_ns
         standing = metrics.Standing(
             epoch=gateway.epoch,
@@ -670,7 +671,7 @@ def choose_datapath(wanted: str) -> tuple[bool, str]:
     """Whether the kernel rewrites packets, and that in words, with the reason; WorkerStopped if it can't."""
     if wanted == "queue":
         return False, "queue (as configured)"
-    said = kernel.refused_rewriting()
+    said = probing.refused_rewriting()
     if said is None:
         return True, "kernel"
     if wanted == "kernel":

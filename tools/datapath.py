@@ -16,11 +16,12 @@ from itertools import cycle
 from types import TracebackType
 from typing import Final, Self
 
-from rewriter import kernel, packet
+from rewriter import packet, probing, queue_rules
 from rewriter.configuration import GatewayFile, ruleset_for
-from rewriter.kernel import Queue, Tables
 from rewriter.packet import UdpPacket, format_address
+from rewriter.queues import Queue
 from rewriter.ruleset import TABLE, keep_alive
+from rewriter.tables import Tables
 from rewriter.vocabulary import CLAIM, REFUSED, TALK, Ruleset
 from tools.lab import Lab
 
@@ -74,8 +75,8 @@ def production_rules(*, rewrites_in_kernel: bool = True) -> Ruleset:
     return ruleset_for(
         file,
         EPOCH,
-        native_queue=kernel.has_native_queue(),
-        most_speakers=kernel.most_speakers(),
+        native_queue=probing.has_native_queue(),
+        most_speakers=probing.most_speakers(),
         rewrites_in_kernel=rewrites_in_kernel,
     )
 
@@ -149,7 +150,7 @@ class Datapath:
         self._answer_talk = answer_talk
         if self._queue is None:
             if not rules.native_queue:
-                self._lab.within("gateway", kernel.add_queue_rules, rules)
+                self._lab.within("gateway", queue_rules.add_queue_rules, rules)
             self._queue = self._lab.within("gateway", Queue, rules.talk_queue)
         self._rules = rules
 

@@ -16,12 +16,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Final, Literal
 
 import click
 
+from rewriter import probing
+from rewriter.command import KernelRefused, run
 from rewriter.configuration import GatewayFile, GatewaySection, kernel_services, ruleset_for
+from rewriter.probing import CAP_NET_ADMIN, CAP_SYS_ADMIN
 from rewriter.ruleset import render
 from rewriter.vocabulary import MOST_SPEAKERS
 from tools.firewalls import guards
@@ -32,11 +34,9 @@ from tracker.configuration import ConfigurationError, load
 KERNEL_WANTED: Final = (5, 16)
 KERNEL_NEEDED: Final = (5, 6)  # ranges in concatenated sets; below KERNEL_WANTED with datapath "queue"
 NFT_NEEDED: Final = (0, 9, 4)
-CAP_NET_ADMIN: Final = 12  # include/uapi/linux/capability.h
-CAP_SYS_ADMIN: Final = 21
 CONNECTIONS_NEARLY_ALL: Final = 0.9
 STRICT: Final = 1  # rp_filter, Documentation/networking/ip-sysctl.rst
-READS_A_QUEUE: Final = "from rewriter.kernel import Queue; Queue(17648).close()"
+READS_A_QUEUE: Final = "from rewriter.queues import Queue; Queue(17648).close()"
 STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -78,13 +78,13 @@ def examine(config: Path) -> Iterator[Check]:
     yield from rights
     yield check_kernel_version(os.uname().release)
     yield from check_tools()
-    kernel, libraries = load_kernel()
-    yield from libraries
+    libraries = check_libraries()
+    yield libraries
     file, problems = read_file(config)
-    if kernel is None or any(check.state == "fail" for check in rights):
+    if any(check.state == "fail" for check in (*rights, libraries)):
         yield Check("warn", "kernel", "rewriting and queues not tried, because of the above")
     else:
-        yield from check_kernel(kernel, file)
+        yield from check_kernel(file)
     yield from problems
     yield from check_forwarding(Path("/proc/sys/net/ipv4"))
     yield from check_connection_table(Path("/proc/sys/net/netfilter"))
@@ -144,45 +144,44 @@ def check_tool(tool: str, package: str, wanted: tuple[int, ...] = ()) -> Check:
 
 
 def output_of(argv: list[str]) -> str:
-    """What a tool says on stdout, empty if it fails (`kernel.run` is there only with its libraries)."""
+    """What a tool says on stdout, empty if it fails."""
     done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
     return done.stdout if done.returncode == 0 else ""
 
 
-def load_kernel() -> tuple[ModuleType | None, list[Check]]:
-    """`rewriter.kernel`, if the libraries that it stands on can be loaded."""
+def check_libraries() -> Check:
+    """Those that the rewriter's modules load; nothing else of doctor needs them."""
     try:
-        kernel = importlib.import_module("rewriter.kernel")
-        kernel.Tables()
+        importlib.import_module("rewriter.queues")
+        importlib.import_module("rewriter.tables").Tables()
     except (ImportError, OSError) as error:
         mend = "apt-get install libnftables1 libnetfilter-queue1; then the set-up again (tools/demo)"
-        return None, [Check("fail", "libraries", str(error), mend)]
-    return kernel, [Check("ok", "libraries", "libnftables and netfilterqueue can be loaded")]
+        return Check("fail", "libraries", str(error), mend)
+    return Check("ok", "libraries", "libnftables and netfilterqueue can be loaded")
 
 
 # --- what the kernel can ------------------------------------------------------------------------------------
 
 
-def check_kernel(kernel: ModuleType, file: GatewayFile | None) -> Iterator[Check]:
-    """`kernel` is rewriter.kernel."""
+def check_kernel(file: GatewayFile | None) -> Iterator[Check]:
     wanted = "auto" if file is None or file.gateway is None else file.gateway.datapath
-    in_kernel, datapath = check_datapath(wanted, kernel.refused_rewriting())
+    in_kernel, datapath = check_datapath(wanted, probing.refused_rewriting())
     yield datapath
-    native = kernel.has_native_queue()
-    queues = list(check_queues(kernel, native=native))
+    native = probing.has_native_queue()
+    queues = list(check_queues(native=native))
     yield from queues
-    speakers = kernel.most_speakers()
+    speakers = probing.most_speakers()
     if in_kernel and speakers < MOST_SPEAKERS:
         found = f"{speakers} speaker addresses of an audio packet are translated, of {MOST_SPEAKERS} possible"
         yield Check("warn", "speakers", found, "a newer kernel reaches all; calls work all the same")
     else:
         yield Check("ok", "speakers", f"all {MOST_SPEAKERS} speaker addresses are translated")
-    yield check_connections(kernel)
+    yield check_connections()
     if file is not None and file.gateway is not None and file.services:
         rules = ruleset_for(
             file, 1, native_queue=native, most_speakers=speakers, rewrites_in_kernel=in_kernel
         )
-        said = kernel.try_in_vain(render(rules, 1, (), replaces=None))
+        said = probing.try_in_vain(render(rules, 1, (), replaces=None))
         if said is None:
             yield Check("ok", "ruleset", "the kernel takes the rules of this configuration")
         else:
@@ -204,31 +203,31 @@ def check_datapath(wanted: str, refused: str | None) -> tuple[bool, Check]:
     return False, Check("warn", "datapath", said, mend)
 
 
-def check_queues(kernel: ModuleType, *, native: bool) -> Iterator[Check]:
-    refused = None if native else kernel.has_iptables_queue()
+def check_queues(*, native: bool) -> Iterator[Check]:
+    refused = None if native else probing.has_iptables_queue()
     if refused is not None:
         mend = "apt-get install iptables; modprobe -a nfnetlink_queue xt_NFQUEUE; or CONFIG_NFT_QUEUE"
         yield Check("fail", "queue", f"neither nft's queue nor iptables-nft's NFQUEUE: {refused}", mend)
         return
     kind = "nft's queue" if native else "iptables-nft's NFQUEUE (this kernel has no nft queue)"
     yield Check("ok", "queue", kind)
-    said = refusal(kernel, [sys.executable, "-c", READS_A_QUEUE])
+    said = refusal([sys.executable, "-c", READS_A_QUEUE])
     if said is not None:
         yield Check("fail", "queue reader", f"no queue can be read: {said}", "modprobe nfnetlink_queue")
 
 
-def check_connections(kernel: ModuleType) -> Check:
-    said = refusal(kernel, ["conntrack", "-L"])
+def check_connections() -> Check:
+    said = refusal(["conntrack", "-L"])
     if said is None:
         return Check("ok", "connections", "conntrack lists them")
     return Check("fail", "connections", f"conntrack can't list them: {said}", "modprobe nf_conntrack_netlink")
 
 
-def refusal(kernel: ModuleType, argv: list[str]) -> str | None:
+def refusal(argv: list[str]) -> str | None:
     """What a command says against running in a network namespace of its own; None if it runs."""
     try:
-        kernel.run(["unshare", "--net", *argv])
-    except kernel.KernelRefused as refused:
+        run(["unshare", "--net", *argv])
+    except KernelRefused as refused:
         return str(refused).strip().splitlines()[-1]
     return None
 

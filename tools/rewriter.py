@@ -9,7 +9,7 @@ import click
 
 from rewriter.command import KernelRefused
 from rewriter.configuration import GatewayFile
-from rewriter.kernel import CAP_NET_ADMIN, has_capability
+from rewriter.probing import CAP_NET_ADMIN, has_capability
 from rewriter.service import WorkerStopped, serve
 from tools.options import log_format_option
 from tracker import journal

@@ -19,8 +19,8 @@ from rich.table import Table
 
 from rewriter.command import KernelRefused
 from rewriter.cuseeme import Direction
-from rewriter.kernel import QueueBusy
 from rewriter.packet import MAXIMUM_UDP_PAYLOAD_LENGTH, Endpoint
+from rewriter.queues import QueueBusy
 from tools.lab import LabError
 from tools.vector_trial import Result, Vector, try_vectors
 

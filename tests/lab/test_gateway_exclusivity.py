@@ -17,7 +17,7 @@ from rewriter import ruleset
 from rewriter.command import KernelRefused
 from rewriter.configuration import GatewayFile, ruleset_for
 from rewriter.cuseeme import Message, parse
-from rewriter.kernel import Tables
+from rewriter.tables import Tables
 from rewriter.vocabulary import Element, Ruleset
 from tests.lab.conftest import SiteMaker
 from tests.lab.gateway_site import (

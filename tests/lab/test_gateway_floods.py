@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from rewriter.kernel import QUEUE_LENGTH
+from rewriter.queues import QUEUE_LENGTH
 from rewriter.selection import CLAIM_RATE_PER_S, TALK_RATE_PER_S
 from tests.lab.conftest import make_site
 from tests.lab.flood import flooding

@@ -14,11 +14,12 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from rewriter import kernel, ruleset
+from rewriter import probing, queue_rules, ruleset
 from rewriter.command import KernelRefused
 from rewriter.connections import delete_connections, parse_connection
 from rewriter.cuseeme import Message
 from rewriter.phrases import address_pair
+from rewriter.tables import Tables
 from rewriter.vocabulary import CLAIM, TALK, Element, Ruleset, Service
 from tools.lab import Lab
 from tools.simulation.netfilter import MARK_SHIFT, Kernel
@@ -52,7 +53,7 @@ class Both:
 
     lab: Lab
     rules: Ruleset
-    real: kernel.Tables
+    real: Tables
     sockets: dict[tuple[str, int], socket.socket]
     world: World = field(default_factory=lambda: World(0))
     arrived: set[Arrived] = field(default_factory=set)
@@ -214,12 +215,12 @@ def _element(found: object) -> tuple[str, str | None]:
 
 @pytest.fixture(scope="module")
 def both() -> Iterator[Both]:
-    native = kernel.has_native_queue()
+    native = probing.has_native_queue()
     rules = Ruleset(("lan0",), ("wan0",), SERVICES, 0x3F000000, 100, 101, native_queue=native)
     with Lab(masquerade=False) as lab:
-        tables = lab.within("gateway", kernel.Tables)
+        tables = lab.within("gateway", Tables)
         if not native:
-            lab.within("gateway", kernel.add_queue_rules, rules)
+            lab.within("gateway", queue_rules.add_queue_rules, rules)
         sockets = {
             (address, port): lab.within(place, bound, address, port)
             for address, place in {**HOSTS, **PEERS}.items()

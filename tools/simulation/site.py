@@ -17,11 +17,11 @@ from typing import Any
 import tracker.client
 import tracker.server
 from eventlog.store import AppendFailed
-from rewriter import connections, kernel, service
+from rewriter import connections, kernel, probing, queue_rules, service
 from rewriter.command import KernelRefused
 from rewriter.configuration import GatewayFile, kernel_services
 from rewriter.connections import Connection
-from rewriter.kernel import QueueBusy
+from rewriter.queues import QueueBusy
 from rewriter.service import Worker, WorkerStopped
 from tools.simulation.disk import LogDisk, OutboxDisk, SimulatedOutbox
 from tools.simulation.netfilter import Kernel
@@ -249,6 +249,8 @@ class Site:
                 "delete_connections": self._delete_connections,
             },
             connections: {"run": self._run},
+            queue_rules: {"run": self._run},
+            probing: {"run": self._run},
         }
         logging.disable(logging.CRITICAL)
         with ExitStack() as stack:

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address
 from typing import Final
 
-from rewriter import kernel
+from rewriter import tables
 from rewriter.command import KernelRefused
 from rewriter.connections import Connection
-from rewriter.kernel import QueueBusy, to_key
+from rewriter.queues import QueueBusy
 from rewriter.ruleset import HOOKED_CHAINS
+from rewriter.tables import to_key
 from rewriter.vocabulary import Key, Service
 from tools.simulation.netfilter import Kernel
 from tools.simulation.nft import BatchRefused, Set, Tables
@@ -53,8 +54,8 @@ class SimulatedSupervision(Supervision):
         return False
 
 
-class SimulatedTables(kernel.Tables):
-    """rewriter.kernel.Tables on the simulated kernel."""
+class SimulatedTables(tables.Tables):
+    """rewriter.tables.Tables on the simulated kernel."""
 
     def __init__(self, process: Process, tables: Tables) -> None:
         self._process = process
@@ -120,7 +121,7 @@ Held = dict["SimulatedPacket", int]
 
 
 class SimulatedQueue:
-    """rewriter.kernel.Queue."""
+    """rewriter.queues.Queue."""
 
     def __init__(  # noqa: PLR0917 (what makes a queue)
         self,

@@ -4,7 +4,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from rewriter import connections, kernel
+from rewriter import belonging, connections, probing, tables
 from rewriter.command import KernelRefused, run
 from rewriter.connections import Connection
 
@@ -50,7 +50,7 @@ def test_an_entry_without_ports_is_none() -> None:
     ],
 )
 def test_times_are_read_as_nft_writes_them(text: str, seconds: float) -> None:
-    assert kernel.seconds(text) == pytest.approx(seconds)
+    assert tables.seconds(text) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -63,22 +63,22 @@ def test_times_are_read_as_nft_writes_them(text: str, seconds: float) -> None:
     ],
 )
 def test_the_key_of_an_element_is_found_with_and_without_a_timeout(element: object, key: list[str]) -> None:
-    assert kernel.key_words(element) == key
+    assert tables.key_words(element) == key
 
 
 def test_both_ends_that_can_be_the_host_inside_are_considered() -> None:
     found = connections.parse_connection(UNANSWERED)
     assert found is not None
-    assert IPv4Address("192.168.1.10") in kernel.inside(found)
+    assert IPv4Address("192.168.1.10") in belonging.inside(found)
 
 
 def test_a_rule_that_nft_cannot_parse_is_refused_in_its_words() -> None:
-    assert "syntax error" in (kernel.try_in_vain(kernel.probe("forward", "no such words")) or "")
+    assert "syntax error" in (probing.try_in_vain(probing.probe("forward", "no such words")) or "")
 
 
 def test_a_probe_is_no_syntax_error() -> None:
     """A probe on one line once was: every kernel looked too old."""
-    assert kernel.try_in_vain(kernel.probe("postrouting", "@ih,96,32 set @nh,96,32")) is None
+    assert probing.try_in_vain(probing.probe("postrouting", "@ih,96,32 set @nh,96,32")) is None
 
 
 def test_a_tool_that_fails_is_quoted() -> None:

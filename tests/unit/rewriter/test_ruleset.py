@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewriter import ruleset
-from rewriter.kernel import has_native_queue, most_speakers
+from rewriter.probing import has_native_queue, most_speakers
 from rewriter.vocabulary import (
     MARK_BITS,
     MOST_SERVICES,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rewriter import kernel
+from rewriter import probing
 from rewriter.service import WorkerStopped, choose_datapath
 
 OLD_NFT = """#!/bin/sh
@@ -26,7 +26,7 @@ def old_nft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_kernel_that_rewrites_is_let_do_it() -> None:
-    assert kernel.refused_rewriting() is None
+    assert probing.refused_rewriting() is None
     assert choose_datapath("auto") == choose_datapath("kernel") == (True, "kernel")
 
 
