@@ -179,6 +179,7 @@ class Lab:
         self._address()
         for place in places:
             namespaces.within(self.namespace(place), namespaces.switch_offload_off)
+        namespaces.await_links(map(self.namespace, places))
         if self._masquerade:
             self.run("gateway", ["nft", "-f", "-"], stdin_text=MASQUERADE)
 

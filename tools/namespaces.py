@@ -7,6 +7,7 @@ Rule 2: the caller's own namespace is never changed: whoever has to be inside is
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -14,10 +15,11 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -107,6 +109,32 @@ def carry_out(namespace: str | None, commands: list[str]) -> None:
             f"{' '.join(words)}: {done.stderr.strip()}. A laboratory needs network namespaces, veth and "
             "bridge in the kernel, and root with CAP_NET_ADMIN and CAP_SYS_ADMIN (a container: --privileged)."
         )
+
+
+def await_links(names: Iterable[str], timeout_s: float = 20.0) -> None:
+    """Wait until every link in these namespaces carries packets; LabError naming one that never does.
+
+    A link's other end makes it ready in the kernel's own time (net/core/link_watch.c): on a loaded machine
+    that is seconds, and until then a first packet is dropped without a word.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    for name in names:
+        while unready := [link for link in _links(name) if not _is_ready(link)]:
+            if time.monotonic() > deadline_s:
+                raise LabError(f"{unready[0]['ifname']} in {name} is not ready after {timeout_s} s")
+            time.sleep(0.02)
+
+
+def _links(name: str) -> list[dict[str, Any]]:
+    words = ["ip", "-netns", name, "-json", "-details", "link"]
+    listed = subprocess.run(words, capture_output=True, text=True, check=True, start_new_session=True)
+    found: list[dict[str, Any]] = json.loads(listed.stdout)
+    return [link for link in found if link["ifname"] != "lo"]
+
+
+def _is_ready(link: dict[str, Any]) -> bool:
+    port = link.get("linkinfo", {}).get("info_slave_data", {}).get("state", "forwarding")
+    return (link["operstate"], port) == ("UP", "forwarding") and link["qdisc"] != "noop"
 
 
 def within(namespace: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

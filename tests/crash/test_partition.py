@@ -50,6 +50,7 @@ class Network:
                 carry_out(self.name(place), [address, f"link set {interface} up"])
         for host, router in (("a", "10.77.1.1"), ("b", "10.77.2.1")):
             carry_out(self.name(host), [f"route add default via {router}"])
+        namespaces.await_links(map(self.name, hosts))
 
     @contextmanager
     def cut(self, hosts: tuple[str, ...], ways: tuple[str, ...]) -> Iterator[None]:

@@ -171,6 +171,7 @@ def add_second_gateway(site: Site) -> None:
     lab._ip("gateway-2", [*its, "link set lan0 up", "link set wan0 up", "route add default via 192.0.2.1"])
     for place in ("gateway", "internet", "gateway-2"):
         namespaces.within(lab.namespace(place), namespaces.switch_offload_off)
+    namespaces.await_links(map(lab.namespace, ("gateway", "internet", "gateway-2")))
     lab.run("gateway-2", ["nft", "-f", "-"], stdin_text=MASQUERADE)
 
 

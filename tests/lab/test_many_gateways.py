@@ -70,6 +70,7 @@ class ManyGateways:
             subprocess.run(nft, input=MASQUERADE, text=True, check=True)
         for name in self._places:
             namespaces.within(name, namespaces.switch_offload_off)
+        namespaces.await_links(self._places)
         return self
 
     def __exit__(self, *_: object) -> None:
