@@ -201,8 +201,10 @@ def test_a_changed_public_address_ends_the_bindings_and_is_followed(new_site: Si
     assert first.reason is Ending.ADDRESS_CHANGED
     # More than one on a slow machine: her program gives up on its peer meanwhile, and calls again.
     assert {socket.inet_ntoa(holding.public_address) for holding in later} == {"192.0.2.77"}
-    [change] = site.events(PublicAddressChanged)
-    assert (change.old, change.new) == (socket.inet_aton(PUBLIC), socket.inet_aton("192.0.2.77"))
+    changes = site.events(PublicAddressChanged)
+    assert (changes[0].old, changes[-1].new) == (socket.inet_aton(PUBLIC), socket.inet_aton("192.0.2.77"))
+    # Two where the worker looked between the commands, when there was none.
+    assert [change.new for change in changes[:-1]] in ([], [None])
     assert [str(pair) for pair in site.elements("map", "cuseeme_inbound")] == [f"['192.0.2.77', '{ANN}']"]
     site.assert_log_clean()
 
