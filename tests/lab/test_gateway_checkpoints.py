@@ -62,7 +62,7 @@ def test_the_rewriter_keeps_the_last_checkpoint_and_finds_out_a_log_that_was_put
     wait_until(lambda: "this is evidence against that log" in site.said("rewriter"), "the worker's protest")
     kept = kept_by(site).read_bytes()
     assert parse_checkpoint(kept).size >= size
-    assert kept_by(site).with_name(kept_by(site).name + EVIDENCE).exists()
+    wait_until(kept_by(site).with_name(kept_by(site).name + EVIDENCE).exists, "the evidence kept")
     assert site.holders() == [ANN]
     with site.reader() as log:
         report = verify(log, PROJECTIONS, keys=[key.verifying_key], against=[kept])
