@@ -145,6 +145,16 @@ class Lab:
         """Call a function in a thread that is in a place's namespace: sockets that it makes belong there."""
         return namespaces.within(self.namespace(place), function, *args, **kwargs)
 
+    def take_flood_sources(self, network: str, place: str) -> None:
+        """Let an outside host send from all addresses of a network; what is sent to them ends there.
+
+        Through one neighbour: the kernel's table of neighbours is one for all namespaces, and full at 1,024
+        (net.ipv4.neigh.default.gc_thresh3); a link's own addresses would cut other laboratories off.
+        """
+        self._ip(place, [f"route replace blackhole {network}"])
+        link = f"host{self._outside.index(place)}"
+        self._ip("internet", [f"route replace {network} via {self.addresses[place]} dev {link}"])
+
     def client(self, place: str, name: str, *options: str) -> Actor:
         """Start a simulated CU-SeeMe client; `python -m tools.simulated client --help` lists the options."""
         return self._actor(place, "client", "--name", name, *options)

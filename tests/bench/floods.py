@@ -102,7 +102,7 @@ def main() -> None:
 def plain_gateway() -> Iterator[Lab]:
     with Lab() as lab:
         lab.run("gateway", ["nft", "-f", "-"], stdin_text=FORWARD)
-        prepare(lab)
+        lab.take_flood_sources("198.18.0.0/15", "caller")
         yield lab
 
 
@@ -111,16 +111,12 @@ def porthold() -> Iterator[Site]:
     with TemporaryDirectory(prefix="porthold-") as directory, Lab() as lab:
         site = Site(lab, Path(directory), {"gateway": {"public_address": PUBLIC}})
         with site.open_until_end:
-            prepare(lab)
+            lab.take_flood_sources("198.18.0.0/15", "caller")
             site.start()
             with site.udp_socket("workstation-1") as ann:
                 ann.sendto(open_continue(ANN), (REFLECTOR, SERVICE_PORT))
                 site.await_holders(ANN)
             yield site
-
-
-def prepare(lab: Lab) -> None:
-    lab.run("internet", ["ip", "route", "add", "198.18.0.0/15", "dev", "host1"])
 
 
 def measure(lab: Lab, trial: Trial, seconds: float, result: Result) -> None:

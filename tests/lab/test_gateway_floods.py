@@ -160,11 +160,12 @@ def connections(site: Site) -> int:
 
 
 def test_what_a_flood_leaves_in_conntrack_keeps_no_port_from_anybody(site: Site) -> None:
-    site.lab.run("internet", ["ip", "route", "replace", "198.18.0.0/15", "dev", "host1"])
+    site.lab.take_flood_sources("198.18.0.0/15", "caller")
     words = ("--from", f"198.18.0.1:{SERVICE_PORT}", "--sources", "16384", "--to", f"{PUBLIC}:{SERVICE_PORT}")
     with flooding(site.lab, "caller", *words, "--kind", "random", "--seconds", "1") as flood:
         pass
     assert connections(site) > min(flood.sent, 16_384) / 2
+    assert len(site.lab.run("internet", ["ip", "neighbour"]).stdout.splitlines()) < 10
     with call(site) as (ann, peer):
         peer.sendto(video(REFLECTOR, to=PUBLIC), TO_PUBLIC)
         assert ann.recvfrom(2048)[0] == video(REFLECTOR, to=ANN)
