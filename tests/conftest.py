@@ -3,9 +3,11 @@
 Rule 1: a failing example is printed so that it can be run again.
 Rule 2: CI searches the same examples in every run, so that a red run is the fault of its change.
 Elsewhere each run searches new ones.
+Rule 3: a run in a shell's background is the same run: SIGINT, which it ignores, is not ignored here.
 """
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -13,6 +15,8 @@ from hypothesis import settings
 settings.register_profile("developer", deadline=None, print_blob=True)
 settings.register_profile("ci", parent=settings.get_profile("developer"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "developer")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
