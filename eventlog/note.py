@@ -177,7 +177,13 @@ def read_secret(path: Path) -> str:
         if path.stat().st_mode & 0o077:
             raise KeyUnusable(f"{path}: others may read it; `chmod 600` it")
         return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except PermissionError as error:
+        raise KeyUnusable(
+            f"{path}: this user may not read it; `chown` it to the one that reads it"
+        ) from error
+    except OSError as error:
+        raise KeyUnusable(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise KeyUnusable(f"{path}: {error}") from error
 
 
@@ -188,7 +194,9 @@ def check_directory(path: Path) -> None:
     except OSError as error:
         raise KeyUnusable(f"{path.parent}: {error.strerror}") from error
     if status.st_uid not in (0, os.geteuid()):
-        raise KeyUnusable(f"{path.parent}: it is another user's directory, who could exchange the key")
+        raise KeyUnusable(
+            f"{path.parent}: it is another user's directory, who could exchange the key; `chown` it"
+        )
     if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
         raise KeyUnusable(f"{path.parent}: others may write there and exchange the key; `chmod go-w` it")
 

@@ -5,6 +5,7 @@ Rule: the units are in `units/`, text with this machine's paths left out; they a
 
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from importlib.resources import files
@@ -16,6 +17,7 @@ import click
 from tools.options import DEFAULT_CONFIG, WrongUse
 from tools.output import print_line
 
+_HOMES: Final = ("/home", "/root", "/run/user")
 UNITS: Final = ("porthold-tracker.service", "porthold-rewriter.service")
 NOTIFY_RELOAD_SINCE: Final = 253
 """systemd's version that knows Type=notify-reload; older ones are told how to send SIGHUP."""
@@ -44,7 +46,11 @@ def command(directory: Path, config: Path, user: str) -> None:
     """
     if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,30}", user) or user == "root":
         raise WrongUse(f"{user!r} is no user for a daemon: a small-letter name other than root.")
-    filled = {name: unit(name, program(), config.absolute(), user, systemd_version()) for name in UNITS}
+    executable = program()
+    for path in (executable, Path(sys.executable).resolve(), config.absolute()):
+        if (why := unreachable(path)) is not None:
+            raise WrongUse(f"{path}: {why}; it has to be where a daemon may read, like /opt/porthold.")
+    filled = {name: unit(name, executable, config.absolute(), user, systemd_version()) for name in UNITS}
     try:
         for name, text in filled.items():
             (directory / name).write_text(text)
@@ -56,6 +62,9 @@ def command(directory: Path, config: Path, user: str) -> None:
         print_line(f"written: {directory / name}")
     print_line("Next, as root:")
     print_line(f"  useradd --system --user-group --no-create-home --shell /usr/sbin/nologin {user}")
+    if not config.exists():
+        print_line(f"  write {config}; it stays root's, and so does its directory")
+    print_line(f"  chown {user} FILE for each secret key that the configuration names, if any")
     print_line("  systemctl daemon-reload")
     print_line("  systemctl enable --now porthold-tracker porthold-rewriter")
 
@@ -72,6 +81,17 @@ def unit(name: str, executable: Path, config: Path, user: str, version: int) -> 
     }
     text = files("tools").joinpath("units", name).read_text("utf-8")
     return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], text)
+
+
+def unreachable(path: Path) -> str | None:
+    """Why a unit's process, which is not root and sees no home directory, can't get there; None: it can."""
+    for home in _HOMES:
+        if path.is_relative_to(home):
+            return f"what is in {home} the units don't see (ProtectHome)"
+    for directory in path.parents:
+        if directory.exists() and not directory.stat().st_mode & stat.S_IXOTH:
+            return f"only its owner may go into {directory}"
+    return None
 
 
 def program() -> Path:

@@ -18,6 +18,13 @@ def values(text: str, name: str) -> list[str]:
     return re.findall(rf"^{name}=(.*)$", text, re.MULTILINE)
 
 
+@pytest.fixture
+def reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever this checkout is."""
+    monkeypatch.setattr(systemd, "unreachable", lambda _: None)
+
+
+@pytest.mark.usefixtures("reachable")
 def test_the_units_are_written_with_this_installation_s_program(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["systemd", "--directory", str(tmp_path)])
     assert done.exit_code == 0, done.output
@@ -27,6 +34,33 @@ def test_the_units_are_written_with_this_installation_s_program(tmp_path: Path) 
         assert values(text, "ExecStart") == [f"{systemd.program()} {command} --config {CONFIG}"]
         assert "{" not in text
     assert "useradd --system" in done.output
+
+
+@pytest.mark.parametrize("path", ["/root/porthold/.venv/bin/porthold", "/home/ann/porthold.toml"])
+def test_what_the_units_can_t_see_is_said_before_they_are_written(tmp_path: Path, path: str) -> None:
+    assert "ProtectHome" in (systemd.unreachable(Path(path)) or "")
+    done = CliRunner().invoke(main, ["systemd", "--directory", str(tmp_path), "--config", path])
+    assert done.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_in_its_owner_s_own_directory_starts_for_nobody_else(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    assert f"only its owner may go into {closed}" in (systemd.unreachable(closed / "porthold") or "")
+    assert systemd.unreachable(Path("/usr/bin/true")) is None
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_neither_daemon_gets_the_configuration_s_directory(name: str) -> None:
+    text = unit(name, Path("/usr/bin/porthold"), CONFIG, "porthold", 252)
+    # With ConfigurationDirectory= systemd gives it to the user, who then says who may speak to the tracker.
+    assert values(text, "ConfigurationDirectory") == []
+    assert values(text, "ProtectSystem") == ["strict"]
+
+
+def test_the_tracker_s_memory_has_a_bound() -> None:
+    assert values(unit(UNITS[0], Path("/usr/bin/porthold"), CONFIG, "porthold", 252), "MemoryMax") == ["1G"]
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -81,6 +115,7 @@ def test_no_daemon_runs_as_root_or_as_somebody_impossible(tmp_path: Path, user: 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("reachable")
 def test_a_directory_that_cannot_be_written_is_named() -> None:
     done = CliRunner().invoke(main, ["systemd", "--directory", "/proc/nowhere"])
     assert done.exit_code == 2
