@@ -59,6 +59,13 @@ def test_neither_daemon_gets_the_configuration_s_directory(name: str) -> None:
     assert values(text, "ProtectSystem") == ["strict"]
 
 
+@pytest.mark.parametrize("name", UNITS)
+def test_a_daemon_may_ask_for_the_interfaces(name: str) -> None:
+    # Tried under systemd: without it libzmq aborts as soon as it listens by TCP.
+    text = unit(name, Path("/usr/bin/porthold"), CONFIG, "porthold", 252)
+    assert "AF_NETLINK" in values(text, "RestrictAddressFamilies")[0].split()
+
+
 def test_the_tracker_s_memory_has_a_bound() -> None:
     assert values(unit(UNITS[0], Path("/usr/bin/porthold"), CONFIG, "porthold", 252), "MemoryMax") == ["1G"]
 
