@@ -52,7 +52,7 @@ from rewriter.effects import (
     Verdict,
     Withdraw,
 )
-from rewriter.gateway import Gateway, Settings
+from rewriter.gateway import TRACKER_SILENT_NS, Gateway, Settings
 from rewriter.kernel import GatewayKernel
 from rewriter.queues import Queue, QueueBusy
 from rewriter.vocabulary import CLAIM, HAIRPINNED, REFUSED, TALK, Ruleset
@@ -168,6 +168,8 @@ class Worker:
         self._opened = False
         self._said: dict[str, int] = {}
         self._denied: str | None = None
+        self._began_ns = read_clock().monotonic_ns
+        self._said_silent = False
         self._upcalls: Counter[str] = Counter()
         self._restored: Counter[str] = Counter()
         self._lost: dict[str, int] = {}
@@ -318,6 +320,7 @@ class Worker:
         if now.monotonic_ns >= self._look_ns:
             was_stopped = now.monotonic_ns - self._look_ns > STOPPED_NS and self._look_ns > 0
             self._look_ns = now.monotonic_ns + LOOK_EVERY_NS
+            self._say_silence(now.monotonic_ns)
             self._say_counters(now.monotonic_ns)
             if not was_stopped:  # else somebody may have taken over: hear the tracker first
                 self._look_at_kernel()
@@ -338,6 +341,27 @@ class Worker:
             self._carry_out(self._gateway.open_session(read_clock()))
         drained = self._client.is_drained
         self._carry_out(self._gateway.see_outbox(read_clock(), room=room, drained=drained))
+
+    def _say_silence(self, now_ns: int) -> None:
+        """That the tracker does not answer, once, with what may be the reason; and that it does again."""
+        heard_ns = self._gateway.last_answer_ns
+        silent = now_ns - (self._began_ns if heard_ns is None else heard_ns) > TRACKER_SILENT_NS
+        if silent == self._said_silent:
+            return
+        self._said_silent = silent
+        tracker = self._section.tracker or self._file.tracker.endpoint
+        if not silent:
+            log.info("the tracker at %s answers again", tracker, extra=about("tracker-answers"))
+            return
+        by_key = (
+            "; is our key authorised there, and is gateway.tracker_key its key?" if self._section.key else "?"
+        )
+        log.warning(
+            "the tracker at %s does not answer: claims are refused. Does it run, can it be reached%s",
+            tracker,
+            by_key,
+            extra=about("tracker-silent", tracker=tracker),
+        )
 
     def _say_counters(self, now_ns: int) -> None:
         """What was counted since the last time and what the tracker has against us, once in ten seconds."""
