@@ -51,7 +51,7 @@ def backup(
         if archives_of(partial).exists():
             archives_of(partial).rename(archives)
         _give_name(partial, target)
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
         raise BackupFailed(f"{target}: {error}") from error
     finally:
         with suppress(OSError):

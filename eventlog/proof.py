@@ -47,16 +47,26 @@ class Proven:
 def make_proof(reader: LogReader, position: int, note: bytes) -> bytes:
     """The proof that the record at `position` is in the tree of this checkpoint.
 
-    Raises ProofRefused when the checkpoint does not cover the position or is not this log's.
+    Raises ProofRefused when the checkpoint is none, does not cover the position or is not this log's, and
+    where the log has lost the hashes; RecordsGone where it has given up the record.
     """
-    checkpoint = parse_checkpoint(note)
+    try:
+        checkpoint = parse_checkpoint(note)
+    except NoteError as error:
+        raise ProofRefused(f"the checkpoint is none: {error}") from error
     if not 0 <= position < checkpoint.size:
         raise ProofRefused(f"position {position} is not among the checkpoint's {checkpoint.size} records")
     with reader.snapshot():
-        if checkpoint.size > reader.size or reader.root_at(checkpoint.size) != checkpoint.root:
+        if checkpoint.size > reader.size:
+            raise ProofRefused("the checkpoint is not of this log")
+        try:
+            root = reader.root_at(checkpoint.size)
+            path = merkle.inclusion_proof(reader, position, checkpoint.size)
+        except IndexError as error:
+            raise ProofRefused(f"the log is damaged: {error}; `verify` says more") from error
+        if root != checkpoint.root:
             raise ProofRefused("the checkpoint is not of this log")
         entry = reader.entry(position)
-        path = merkle.inclusion_proof(reader, position, checkpoint.size)
     extra = _LEAF_ONLY + entry.leaf if entry.data is None else _WITH_BYTES + entry.data
     lines = [_HEADER, f"extra {_base64(extra)}", f"index {position}", *map(_base64, path), "", ""]
     return "\n".join(lines).encode() + note

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Final, Self, TypeAlias
 
 from sqlite_utils import Database
 
@@ -30,6 +30,9 @@ Parameters: TypeAlias = Sequence[Cell] | Mapping[str, Cell]
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with records done and records in all."""
+
+DAMAGE: Final = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What a damaged file raises: SQLite's messages quote from it, and Python decodes them strictly."""
 
 RECORDS_PER_PROGRESS = 1000
 
@@ -164,7 +167,9 @@ class LogReader:
     @property
     def last_wall_ns(self) -> int | None:
         """The highest wall time since the clock was last set; None in an empty log."""
-        (row,) = self._connection.execute("SELECT high_wall_ns FROM log_head")
+        row = self._connection.execute("SELECT high_wall_ns FROM log_head").fetchone()
+        if row is None:
+            raise LogUnreadable(f"{self.path} has no head")
         high_wall_ns: int | None = row[0]
         return high_wall_ns
 
@@ -525,7 +530,7 @@ def check_layout(path: Path, connection: sqlite3.Connection) -> None:
         database = Database(connection)
         applied = {migration.name for migration in migrations.applied(database)}
         pending = [migration.name for migration in migrations.pending(database)]
-    except sqlite3.DatabaseError as error:
+    except DAMAGE as error:
         raise LogUnreadable(f"{path} cannot be read: {error}") from error
     if newer := sorted(applied - KNOWN_MIGRATIONS):
         raise LogUnreadable(f"{path} was written by a newer version (it has {', '.join(newer)})")

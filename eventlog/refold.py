@@ -1,13 +1,12 @@
 """What was made from the records, made again: projections' tables and kept states, compared bit for bit."""
 
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from eventlog.faults import Fault, FaultKind
 from eventlog.kept_tables import TablesUnknown, beginning
 from eventlog.projection import Projection
-from eventlog.reading import RECORDS_PER_PROGRESS, LogReader, Progress, ignore_progress
+from eventlog.reading import DAMAGE, RECORDS_PER_PROGRESS, LogReader, Progress, ignore_progress
 from eventlog.record import Record, RecordError
 from eventlog.snapshot import Snapshot, SnapshotDamaged, StateFold, check_snapshot
 from eventlog.tables import ProjectionError, ProjectionTables, said_of, scratch_tables
@@ -100,7 +99,7 @@ class Refold:
         for tables in self._tables:
             try:
                 begin = beginning(self._reader, tables.projection)
-            except (TablesUnknown, sqlite3.DatabaseError) as error:
+            except (TablesUnknown, *DAMAGE) as error:
                 self._unfolded[tables.projection.name] = str(error)
             else:
                 begin.load(tables)
@@ -174,5 +173,5 @@ def _differences(reader: LogReader, folded: ProjectionTables) -> Iterator[Differ
     try:
         for table, live_row, folded_row in live.differences(folded):
             yield Difference(table, live_row, folded_row)
-    except sqlite3.DatabaseError as error:
+    except DAMAGE as error:
         yield Difference(folded.projection.name, f"SQLite says: {error}", None)

@@ -138,7 +138,7 @@ class Log(LogReader):
         except BaseException as error:
             connection.close()
             lock.release()
-            if isinstance(error, sqlite3.Error | AppendFailed):
+            if isinstance(error, sqlite3.Error | UnicodeDecodeError | AppendFailed):
                 raise LogUnreadable(f"{real_path} cannot be opened for writing: {error}") from error
             raise
 
@@ -482,7 +482,7 @@ def _connect_for_writing(path: Path, busy_s: float) -> sqlite3.Connection:
         _prepare_layout(path, connection, busy_s)
     except BaseException as error:
         connection.close()
-        if isinstance(error, sqlite3.Error):
+        if isinstance(error, sqlite3.Error | UnicodeDecodeError):
             raise LogUnreadable(f"{path} cannot be opened for writing: {error}") from error
         raise
     return connection

@@ -46,6 +46,16 @@ class ProjectionTables:
             for columns in spec.indexes:
                 table.create_index(list(columns))
 
+    def layout(self) -> dict[str, str]:
+        """Its tables and their indexes as this connection has them: name to SQL text."""
+        names = tuple(self._specs)
+        rows = self._connection.execute(
+            f"SELECT name, sql FROM sqlite_schema WHERE tbl_name IN ({', '.join('?' * len(names))})"
+            " AND type <> 'trigger' AND sql IS NOT NULL",
+            names,
+        )
+        return dict(rows)
+
     def apply(self, position: int, record: Record) -> None:
         """Carry out what the record changes. The caller holds the transaction. Raises ProjectionError."""
         try:
@@ -129,9 +139,15 @@ def scratch_tables(projection: Projection) -> tuple[sqlite3.Connection, Projecti
 
 
 def drop_tables(connection: sqlite3.Connection, names: list[str]) -> None:
-    """Remove a projection's tables, of whatever version they are."""
+    """Remove a projection's tables, of whatever version they are.
+
+    The names are from the file: for one of the store's own it raises ProjectionError, as no trigger would see
+    a whole table go.
+    """
     database = Database(connection)
     for name in names:
+        if name.startswith(OWN_PREFIX):
+            raise ProjectionError(f"log_projections has {name}, which is no projection's; `verify` says more")
         table = database[name]
         if isinstance(table, Table):
             table.drop(ignore=True)

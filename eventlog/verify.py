@@ -8,7 +8,6 @@ Rule 3: a file that agrees with itself may still be a forgery. So the report say
 the last checkpoint that a believed key signed, and whoever kept a checkpoint elsewhere brings it.
 """
 
-import sqlite3
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,9 +16,11 @@ from dataclasses import dataclass
 from eventlog import merkle
 from eventlog.checkpoint import Checkpoint, parse_checkpoint, verify_checkpoint
 from eventlog.faults import Fault, FaultKind
+from eventlog.file_check import file_faults, layout_faults, stray_faults
 from eventlog.note import VerifyingKey
 from eventlog.projection import Projection
 from eventlog.reading import (
+    DAMAGE,
     RECORDS_PER_PROGRESS,
     Columns,
     Entry,
@@ -39,7 +40,6 @@ from eventlog.record import (
 )
 from eventlog.refold import Difference, Refold, compare_projection
 from eventlog.removal_check import RemovalCheck
-from eventlog.schema import expected_layout, found_layout
 from eventlog.shelf import Gap
 from eventlog.snapshot import StateFold
 from eventlog.tree_check import TreeCheck
@@ -146,12 +146,12 @@ class _Check:
         head = Head(0, merkle.EMPTY_ROOT)
         with self._damage():
             head = self._reader.head()
-        self._check_file()
+        projections = tuple(projections)
+        self._check_file(projections)
         if self._first > head.size:
             detail = f"the checkpoint to be believed is over {self._first} records: cut off, or put back"
             self._fault(head.size, FaultKind.CHECKPOINT, detail)
             return self._report(head, 0, (), ())
-        projections = tuple(projections)
         self._brought = tuple(projection.name for projection in projections)
         refold = Refold(self._reader, projections, folds)
         try:
@@ -216,27 +216,21 @@ class _Check:
         """What cannot be read is a fault, and the next step goes on."""
         try:
             yield
-        except (sqlite3.DatabaseError, LogUnreadable, IndexError) as error:
+        except (*DAMAGE, LogUnreadable, IndexError) as error:
             self._fault(None, FaultKind.FILE, str(error))
 
     def _is_bad_within(self, first: int, end: int) -> bool:
         at = bisect_left(self._bad_in_tree, first)
         return at < len(self._bad_in_tree) and self._bad_in_tree[at] < end
 
-    def _check_file(self) -> None:
+    def _check_file(self, projections: Sequence[Projection]) -> None:
         connection = self._reader.connection_for_checks()
         if self._since is None:
-            try:
-                (found,) = connection.execute("PRAGMA integrity_check(1)")
-            except sqlite3.DatabaseError as error:
-                found = (str(error),)
-            if found != ("ok",):
-                self._fault(None, FaultKind.FILE, f"SQLite says: {found[0]}")
-        expected, there = expected_layout(), found_layout(connection)
-        for name in sorted(expected.keys() | there.keys()):
-            if expected.get(name) != there.get(name):
-                wrong = "not ours" if name not in expected else "not as made" if name in there else "missing"
-                self._fault(None, FaultKind.LAYOUT, f"{name} is {wrong}")
+            self._take_in(file_faults(connection))
+        with self._damage():
+            self._take_in(layout_faults(connection, projections))
+        with self._damage():
+            self._take_in(stray_faults(connection))
 
     def _start_tree(self) -> None:
         with self._damage():
@@ -282,7 +276,7 @@ class _Check:
                 checked += 1
                 if checked % RECORDS_PER_PROGRESS == 0:
                     progress(checked, to_check)
-        except sqlite3.DatabaseError as error:
+        except DAMAGE as error:
             self._fault(self._next_position, FaultKind.FILE, f"SQLite says: {error}")
         progress(checked, max(checked, to_check))
         return checked

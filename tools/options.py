@@ -5,7 +5,6 @@ imports a netfilter library.
 """
 
 import os
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ import click
 
 from eventlog.checkpoint import parse_checkpoint
 from eventlog.note import KeyUnusable, NoteError, VerifyingKey
-from eventlog.reading import LogReader, LogUnreadable, RecordsGone
+from eventlog.reading import DAMAGE, LogReader, LogUnreadable, RecordsGone
 from eventlog.record import RecordError
 from rewriter.configuration import GatewayFile
 from tracker.client import Credentials
@@ -194,6 +193,6 @@ def opened_log(config: Path | None, log_path: Path | None) -> Iterator[LogReader
             yield reader
     except (LogUnreadable, RecordsGone) as error:
         raise WrongUse(str(error)) from error
-    except (sqlite3.DatabaseError, RecordError) as error:
+    except (*DAMAGE, RecordError) as error:
         reason = f"{path} can't be read as a tracker's log: {error}. See porthold verify."
         raise WrongUse(reason) from error

@@ -1,13 +1,12 @@
 """`porthold verify`: is the log what its records say, and the one that its checkpoints were signed for?"""
 
-import sqlite3
 import sys
 from pathlib import Path
 
 import click
 
 from eventlog.note import NoteError, VerifyingKey
-from eventlog.reading import LogReader, LogUnreadable
+from eventlog.reading import DAMAGE, LogReader, LogUnreadable
 from eventlog.verify import Report, verify
 from tools.exclusive import as_document, examined, print_verdict
 from tools.moment import MOMENT
@@ -79,7 +78,7 @@ def command(
             verdict = examined(reader, from_ns, to_ns, progress) if exclusive else None
     except NoteError as error:
         raise WrongUse(f"--since is not to be believed: {error}") from error
-    except (LogUnreadable, sqlite3.DatabaseError) as error:
+    except (LogUnreadable, *DAMAGE) as error:
         # A file that is there and is no log is an answer, not wrong use.
         if as_json:
             print_json({"log": str(path), "clean": False, "unreadable": str(error)})

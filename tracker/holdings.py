@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from eventlog.projection import Cell
-from eventlog.reading import LogReader
+from eventlog.reading import LogReader, LogUnreadable
 from eventlog.record import CLOCK_TOLERANCE_NS
 from tracker.events import Ending
 from tracker.outages import Stretch, number, showing, stretches
@@ -246,5 +246,10 @@ def _select(
 
 
 def _holding(row: Mapping[str, Any]) -> Holding:
-    reason = None if row["reason"] is None else Ending(row["reason"])
+    try:
+        reason = None if row["reason"] is None else Ending(row["reason"])
+    except ValueError as error:
+        raise LogUnreadable(
+            f"the table of binding {row['binding']} is damaged: {error}; see `verify`"
+        ) from error
     return Holding(**{**row, "peer": row["peer"] or None, "reason": reason})

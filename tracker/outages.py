@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from eventlog.projection import Cell
-from eventlog.reading import LogReader
+from eventlog.reading import LogReader, LogUnreadable
 from tracker.projections import SPAN_CLASS_BITS
 
 ALIVE: Final = "alive"
@@ -88,8 +88,23 @@ def alive_note(now_ns: int, valid_ns: int) -> bytes:
 
 
 def alive_ns(note: bytes | None) -> int | None:
-    """When the tracker said for the last time that it lives."""
-    return None if note is None else int(_ALIVE_FORMAT.unpack(note)[0])
+    """When the tracker said for the last time that it lives. Raises LogUnreadable."""
+    return None if note is None else _signs(note)[0]
+
+
+def silence_ns(note: bytes | None) -> int | None:
+    """From when on its silence means something. Raises LogUnreadable."""
+    return None if note is None else _signs(note)[1] + 1
+
+
+def _signs(note: bytes) -> tuple[int, int]:
+    """When it lived, and until when it had nothing to say: the note is no record, so it may be anybody's."""
+    if len(note) == _ALIVE_FORMAT.size:
+        now_ns, until_ns = _ALIVE_FORMAT.unpack(note)
+        if now_ns <= until_ns < _END_OF_TIME_NS:
+            return now_ns, until_ns
+    said = f"the log's note {ALIVE!r} is damaged ({note[:16].hex()})"
+    raise LogUnreadable(f"{said}: the next start of the tracker writes it anew")
 
 
 def outages(reader: LogReader, *, at_ns: int | None = None) -> list[Outage]:
@@ -133,8 +148,7 @@ def stretches(reader: LogReader) -> list[Stretch]:
     ):
         found.append(Stretch(position, number(at), begin_ns, number(from_ns)))
         position, begin_ns = number(at), number(to_ns)
-    note = reader.note(ALIVE)
-    finish_ns = None if note is None else int(_ALIVE_FORMAT.unpack(note)[1]) + 1
+    finish_ns = silence_ns(reader.note(ALIVE))
     return [*found, Stretch(position, None, begin_ns, finish_ns)]
 
 

@@ -207,8 +207,21 @@ class Server:
             endorsement = self._notary.endorsement(key_of_log, self._section.previous_signing_key)
             if self._notary.last is not None:
                 self._machine.checkpoint_made(self._notary.last)
-        self._machine.start(now, boot_identity(), alive_ns(self._log.note(ALIVE)), endorsement)
+        self._machine.start(now, boot_identity(), self._previously_alive_ns(), endorsement)
         self._commit(now)
+
+    def _previously_alive_ns(self) -> int | None:
+        """When the tracker before this one was last known to live; None in an empty log.
+
+        Without a sign of life that can be believed it is the last record: rather too long an outage in the
+        log than one that nobody hears of.
+        """
+        try:
+            alive = alive_ns(self._log.note(ALIVE))
+        except LogUnreadable as error:
+            LOGGER.warning("%s", error, extra=about("sign-of-life-damaged", reason=str(error)))
+            alive = None
+        return self._log.last_wall_ns if alive is None else alive
 
     def _end(self, now: Instant) -> None:
         self._machine.stop(now)

@@ -5,10 +5,12 @@ import random
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgpack
@@ -105,6 +107,7 @@ def test_a_repeat_gets_the_same_bytes_from_the_next_tracker(place: Place) -> Non
 
 WORKER = """
 import sys
+from contextlib import closing
 from pathlib import Path
 from tracker.client import TrackerClient
 from tracker.clock import read_clock
@@ -294,6 +297,21 @@ def test_a_tracker_that_was_stopped_for_longer_than_the_lease_holds_it_against_n
     assert [type(event) for event in place.events()] == [TrackerStarted, SessionOpened, ServiceDefined]
     time.sleep(1.6)
     assert isinstance(place.events()[-1], WorkerLost)
+
+
+@pytest.mark.parametrize("damage", ["UPDATE log_notes SET value = x'00'", "DELETE FROM log_notes"])
+def test_without_its_last_sign_of_life_the_outage_is_counted_from_the_last_record(
+    place: Place, damage: str
+) -> None:
+    place.start()
+    place.kill()
+    with LogReader.open(place.log) as log:
+        last_ns = log.last_wall_ns
+    with closing(sqlite3.connect(place.log, isolation_level=None)) as forged:
+        forged.execute(damage)
+    place.start()
+    started = [event for event in place.events() if isinstance(event, TrackerStarted)]
+    assert [it.previous_alive_ns for it in started] == [None, last_ns]
 
 
 def test_sigterm_is_answered_with_a_last_record_and_zero(place: Place) -> None:

@@ -125,3 +125,20 @@ def test_an_altered_proof_is_refused(proofs: dict[int, bytes]) -> None:
 def test_a_proof_signed_by_another_key_of_the_same_name_is_refused(proofs: dict[int, bytes]) -> None:
     with pytest.raises(ProofRefused, match="no key that is known"):
         verify_proof(proofs[5], [STRANGER.verifying_key])
+
+
+def test_a_log_that_lost_its_hashes_says_so(tmp_path: Path) -> None:
+    with Log.open(tmp_path / "log.sqlite") as log:
+        log.append(RECORDS)
+        note = make_checkpoint(log, KEY, 1)
+        log._connection.execute("DROP TRIGGER log_nodes_never_go")
+        log._connection.execute("DELETE FROM log_nodes")
+        with pytest.raises(ProofRefused, match="the log is damaged"):
+            make_proof(log, 3, note)
+
+
+def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path) -> None:
+    with Log.open(tmp_path / "log.sqlite") as log:
+        log.append(RECORDS)
+        with pytest.raises(ProofRefused, match="checkpoint is none"):
+            make_proof(log, 3, b"garbage")

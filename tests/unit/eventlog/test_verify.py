@@ -10,11 +10,13 @@ import pytest
 from eventlog.merkle import leaf_hash
 from eventlog.projection import Reader, RowChange
 from eventlog.record import CLOCK_STEPPED, Record, encode
+from eventlog.retention import redact
 from eventlog.schema import expected_layout
 from eventlog.store import AppendFailed, Log, LogReader, LogUnreadable
 from eventlog.tables import ProjectionError
 from eventlog.verify import FaultKind, Report, compare_projection, verify
 from tests.unit.eventlog.samples import (
+    SECOND_NS,
     START_NS,
     Holders,
     PortsSeen,
@@ -179,7 +181,57 @@ CASES: dict[str, tuple[list[tuple[str, tuple[object, ...]]], int | None, FaultKi
         FaultKind.PROJECTION,
     ),
     "a projection's version": ([("UPDATE log_projections SET version = 3", ())], None, FaultKind.PROJECTION),
-    "a projection's table gone": ([("DROP TABLE changes", ())], None, FaultKind.PROJECTION),
+    "a projection's table gone": ([("DROP TABLE changes", ())], None, FaultKind.LAYOUT),
+    "a view in a table's place": (
+        [
+            ("ALTER TABLE holders RENAME TO others", ()),
+            ("CREATE VIEW holders AS SELECT * FROM others WHERE date() < '2100-01-01'", ()),
+        ],
+        None,
+        FaultKind.LAYOUT,
+    ),
+    "a projection's index gone": ([("DROP INDEX idx_holders_holder", ())], None, FaultKind.LAYOUT),
+    "an index that refuses what will come": (
+        [("CREATE UNIQUE INDEX sly ON holders (holder) WHERE port = 1", ())],
+        None,
+        FaultKind.LAYOUT,
+    ),
+    "tables that an upgrade would take away": (
+        [("""UPDATE log_projections SET tables = '["log_records"]'""", ())],
+        None,
+        FaultKind.LAYOUT,
+    ),
+    "a record before the first one": (
+        [
+            (
+                "INSERT INTO log_records SELECT -1, type, wall_ns, source, 9999, part, leaf, bytes"
+                " FROM log_records WHERE position = 17",
+                (),
+            )
+        ],
+        None,
+        FaultKind.LAYOUT,
+    ),
+    "records that are only said to have gone": (
+        [("INSERT INTO log_gone VALUES (0, 9999, 0)", ())],
+        None,
+        FaultKind.REDACTION,
+    ),
+    "a source that had no records and is said to have gone": (
+        [("INSERT INTO log_gone VALUES (7, 9999, 0)", ())],
+        None,
+        FaultKind.REDACTION,
+    ),
+    "a number taken from the next source": (
+        [("INSERT INTO log_sources VALUES (7, 'x', 1)", ())],
+        None,
+        FaultKind.LAYOUT,
+    ),
+    "a second head": (
+        [("INSERT INTO log_head SELECT 2, 0, root, 0 FROM log_head", ())],
+        None,
+        FaultKind.HEAD,
+    ),
     "an index gone": (
         [("DROP INDEX idx_log_records_source_sequence_part", ())],
         None,
@@ -303,3 +355,25 @@ def test_appending_what_a_projection_cannot_take_in_fails_whole(path: Path) -> N
         log.append([held(999), make_record(1000, ("no port", b""))])
     with LogReader.open(path) as reader:
         assert reader.size == 300
+
+
+def test_what_is_said_to_have_gone_is_checked_beside_a_redacted_record_too(
+    path: Path, forged: sqlite3.Connection
+) -> None:
+    put_guards_back(forged)
+    with Log.open(path, projections=[Holders()]) as log:
+        redact(log, 40, "asked for", START_NS + 400 * SECOND_NS, projections=[Holders()])
+    assert check(path).clean
+    forged.execute("INSERT INTO log_gone VALUES (0, 9999, 0)")
+    assert [fault.kind for fault in check(path).faults] == [FaultKind.REDACTION]
+
+
+def test_a_new_version_takes_none_of_the_store_s_own_tables_away(
+    path: Path, forged: sqlite3.Connection
+) -> None:
+    put_guards_back(forged)
+    forged.execute("""UPDATE log_projections SET tables = '["log_records"]'""")
+    with pytest.raises(LogUnreadable, match="log_records, which is no projection's"):
+        Log.open(path, projections=[Holders(2)])
+    with LogReader.open(path) as reader:
+        assert reader.entry(299).record is not None
