@@ -1,6 +1,7 @@
 """`porthold tracker`: decides who holds which port, until SIGTERM or SIGINT."""
 
 import logging
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Final
@@ -69,5 +70,13 @@ def command(config: Path, log_format: journal.Form) -> None:
         sys.exit(1)
     except AppendFailed as error:
         LOGGER.critical("the log can't be written, so this ends: %s", error)
-        LOGGER.critical("nothing acknowledged is lost; start it again when there is room")
+        LOGGER.critical("nothing of it was acknowledged; %s", mend_of(error))
         sys.exit(1)
+
+
+def mend_of(error: AppendFailed) -> str:
+    """What to do about a log that can't be written."""
+    code = getattr(error.__cause__, "sqlite_errorcode", 0)
+    if code & 0xFF == sqlite3.SQLITE_FULL:
+        return "start it again when there is room"
+    return "mend that, let `porthold verify` look at the log, then start it again"

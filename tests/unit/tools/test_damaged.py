@@ -11,9 +11,11 @@ from click.testing import CliRunner
 
 from eventlog.checkpoint import make_checkpoint
 from eventlog.note import SigningKey
-from eventlog.store import Log
+from eventlog.store import AppendFailed, Log
+from tests.unit.eventlog.samples import many_held
 from tests.unit.tools.sample_log import write_sample_log
 from tools.cli import main
+from tools.tracker import mend_of
 from tracker.audit import ALIVE
 from tracker.projections import PROJECTIONS
 
@@ -65,7 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def breakdowns(path: Path) -> list[tuple[tuple[str, ...], BaseException]]:
-    found = []
+    found: list[tuple[tuple[str, ...], BaseException]] = []
     for words in COMMANDS:
         result = CliRunner().invoke(main, [*words, "--log", str(path)])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -97,3 +99,17 @@ def test_noise_in_a_file_breaks_no_command(tmp_path: Path, whole: bytes, seed: i
     path = tmp_path / "log.sqlite"
     path.write_bytes(noisy)
     assert breakdowns(path) == []
+
+
+def test_a_tracker_that_ends_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "log.sqlite"
+    with Log.open(path) as log:
+        log._connection.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(AppendFailed, match="full") as full:
+            log.append(many_held(500))
+    with Log.open(path) as log:
+        path.rename(tmp_path / "elsewhere.sqlite")
+        with pytest.raises(AppendFailed, match="it is gone") as gone:
+            log.append(many_held(5))
+    assert mend_of(full.value) == "start it again when there is room"
+    assert "porthold verify" in mend_of(gone.value)
