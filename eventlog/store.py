@@ -430,7 +430,8 @@ class Log(LogReader):
         try:
             self._make_projections(stale, ignore_progress)
         except (TablesUnknown, RecordsGone) as error:
-            raise LogUnreadable(f"{self.path}: its tables cannot be made again: {error}") from error
+            what = f"its tables cannot be made again: {error}"
+            raise LogUnreadable(f"{self.path}: {what}; go on with the version that wrote them") from error
 
     def _make_projections(self, stale: Sequence[ProjectionTables], progress: Progress) -> None:
         """Create the tables of these projections and fold the records into them. Within a transaction."""
