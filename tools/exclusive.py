@@ -57,6 +57,8 @@ def print_overlap(overlap: Overlap) -> None:
     times = f"from {time_text(overlap.since_ns)} to {time_text(overlap.until_ns)}"
     evidence = f"by the {overlap.by} of records {', '.join(map(str, overlap.positions))}"
     print_line(f"  {resource_text(overlap.resource)}: {one} and {other} {times}, {evidence}")
+    if overlap.by == "times":
+        print_line("    their order keeps the two apart: a worker whose clock was set would look the same")
 
 
 def print_gap(gap: Unobserved) -> None:

@@ -1,7 +1,9 @@
 """`porthold verify`: is the log what its records say, and the one that its checkpoints were signed for?"""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -20,8 +22,12 @@ from tools.options import (
     log_path_of,
 )
 from tools.output import print_json, print_line, progress_bar
+from tracker.exclusivity import Verdict
 from tracker.image import Fold
 from tracker.projections import PROJECTIONS
+
+_MORE_LOOKS: Final = 2
+"""How often it looks again where records were taken out meanwhile."""
 
 
 @click.command("verify")
@@ -64,7 +70,8 @@ def command(
         raise click.UsageError("--from and --to go with --exclusive.")
     path = log_path_of(config, log_path)
     believed = believed_keys(config, log_path, keys)
-    try:
+
+    def look() -> tuple[Report, Verdict | None]:
         with LogReader.open(path) as reader, progress_bar("verifying") as progress, reader.snapshot():
             report = verify(
                 reader,
@@ -75,7 +82,14 @@ def command(
                 folds=[Fold()],
                 progress=progress,
             )
-            verdict = examined(reader, from_ns, to_ns, progress) if exclusive else None
+            return report, examined(reader, from_ns, to_ns, progress) if exclusive else None
+
+    try:
+        report, verdict = look()
+        for _ in range(_MORE_LOOKS):
+            if is_good(report, verdict) or not taken_out_since(path, report.size):
+                break
+            report, verdict = look()
     except NoteError as error:
         raise WrongUse(f"--since is not to be believed: {error}") from error
     except (LogUnreadable, *DAMAGE) as error:
@@ -92,7 +106,19 @@ def command(
         print_report(path, report, given=bool(believed))
         if verdict is not None:
             print_verdict(verdict)
-    sys.exit(0 if report.clean and (verdict is None or verdict.shown) else 1)
+    sys.exit(0 if is_good(report, verdict) else 1)
+
+
+def is_good(report: Report, verdict: Verdict | None) -> bool:
+    """Whether nothing is wrong, and nothing that was asked for unknown."""
+    return report.clean and (verdict is None or verdict.shown)
+
+
+def taken_out_since(path: Path, size: int) -> bool:
+    """Whether a record after the first `size` took others out: their old archive went while it was read."""
+    with suppress(LogUnreadable, *DAMAGE), LogReader.open(path) as reader:
+        return any(removal.said_at >= size for removal in reader.life().removals)
+    return False
 
 
 def _fields(report: Report) -> dict[str, object]:

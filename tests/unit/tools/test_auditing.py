@@ -211,6 +211,7 @@ def test_verify_exclusive_finds_two_holders_in_a_log_that_agrees_with_itself(tmp
     assert "clean: 12 records" in result.stdout
     assert "two holders at once: 1 times" in result.stdout
     assert "192.168.1.10 (binding 1) and 192.168.1.11 (binding 2)" in result.stdout
+    assert "a worker whose clock was set would look the same" in result.stdout
     found = json.loads(run("verify", "--log", log, "--exclusive", "--json").stdout)["exclusive"]
     assert found["shown"] is False
     assert [(it["first"], it["second"], it["by"]) for it in found["overlaps"]] == [(1, 2, "times")]

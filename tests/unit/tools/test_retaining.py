@@ -12,6 +12,7 @@ from eventlog.note import SigningKey
 from eventlog.reading import LogReader
 from eventlog.record import Source
 from eventlog.store import Log
+from eventlog.verify import verify
 from tests.unit.tools.sample_log import EVIL_NAME, records, write_sample_log
 from tools.cli import main
 from tools.output import time_text
@@ -213,3 +214,35 @@ def test_a_log_with_records_that_only_a_newer_version_knows_loses_none(tmp_path:
     result = run(path, "redact", "5", "--reason", "asked for")
     assert (result.exit_code, "newer version" in result.stderr) == (1, True)
     assert "redacted" not in run(path, "log", "show", "--from", "5", "--to", "5").stdout
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("--exclusive", "--from", "2026-05-04T16:00Z", "--to", "2026-05-04T16:05Z")]
+)
+def test_what_is_redacted_while_it_is_verified_is_no_fault(
+    path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    told(path, "archive")
+    redacted: list[Any] = []
+
+    def verify_slowly(reader: LogReader, projections: Any, **options: Any) -> Any:
+        assert reader.size  # From here on the reader sees this state, whose archive is about to go.
+        if not redacted:
+            redacted.append(told(path, "redact", "5", "--reason", "asked for"))
+        return verify(reader, projections, **options)
+
+    monkeypatch.setattr("tools.verify.verify", verify_slowly)
+    found = told(path, "verify", "--key", PUBLIC, *more)
+    assert found["clean"]
+    assert len(redacted) == 1
+    assert found["size"] > redacted[0]["said_at"]
+
+
+def test_an_archive_that_somebody_took_away_stays_a_fault_after_a_later_redaction(path: Path) -> None:
+    told(path, "archive")
+    (archive,) = archives(path)
+    kept = archive.read_bytes()
+    told(path, "redact", "5", "--reason", "asked for")
+    (archive,) = archives(path)
+    archive.write_bytes(kept)
+    assert run(path, "verify").exit_code == 1
