@@ -319,10 +319,11 @@ class LogReader:
 
     def stored_nodes(self, level: int, first: int = 0) -> Iterator[tuple[int, bytes]]:
         """The hashes stored on a level above the leaves, from number `first` on: (number, hash) in order."""
-        yield from self._connection.execute(
+        rows = self._connection.execute(
             "SELECT number, hash FROM log_nodes WHERE level = ? AND number >= ? ORDER BY number",
             (level, first),
         )
+        yield from map(tuple, rows)  # A cursor itself would be closed after the log at Ctrl-C, and can't be.
 
     def stored_levels(self) -> list[int]:
         """The levels above the leaves that have stored hashes."""

@@ -97,7 +97,7 @@ class ProjectionTables:
         """Every row of a table, in the order of the primary key."""
         spec = self._spec(table)
         statement = _select_statement(table, tuple(spec.columns), (), spec.primary_key)
-        yield from self._connection.execute(statement, (-1,))
+        yield from map(tuple, self._connection.execute(statement, (-1,)))  # as in LogReader.stored_nodes
 
     def differences(self, other: "ProjectionTables") -> Iterator[tuple[str, object, object]]:
         """The first difference of each table: (table, row here, row there); None where one ends early."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from eventlog.checkpoint import parse_checkpoint
-from tools.options import calling, config_option, json_option, read_configuration
+from tools.options import calling, config_option, json_option, read_configuration, write_file
 from tools.output import print_json, print_line
 from tools.status import print_silence, why_silent
 from tracker.client import ask
@@ -55,7 +55,7 @@ def give(note: bytes, out: Path | None, *, as_json: bool) -> None:
     """To whoever asked."""
     made = parse_checkpoint(note)
     if out is not None and str(out) != "-":
-        out.write_bytes(note)
+        write_file(out, note)
     if as_json:
         print_json({"origin": made.origin, "size": made.size, "root": made.root, "note": note.decode()})
     elif str(out) == "-":

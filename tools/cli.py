@@ -5,9 +5,14 @@ Rule 2: a command's file is imported when it is called: `porthold who` needs no 
 Rule 3: exit codes are for scripts: 0 yes, 1 no, 2 wrong use.
 """
 
+import errno
 import importlib
+import os
+import sys
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -50,6 +55,16 @@ FILES: Mapping[str, str] = {"lab": "vectors"}
 
 class CommandFiles(click.Group):
     """A click group that finds the commands named in COMMANDS in their files."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
+        if sys.stdout is None:  # Closed by whoever started us: what is printed then goes nowhere.
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or error.filename is not None:
+                raise
+            raise click.ClickException(f"The output can't be written: {error.strerror}.") from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

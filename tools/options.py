@@ -22,6 +22,8 @@ from tracker.configuration import ConfigurationError, address_from_text, load
 from tracker.roles import Role
 
 DEFAULT_CONFIG: Final = Path("/etc/porthold/porthold.toml")
+_SMALL_FILE_LIMIT: Final = 1024 * 1024
+"""More than any of them is: the reader of such a file then says that it is none."""
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -29,6 +31,20 @@ class WrongUse(click.ClickException):
     """What was asked for can't be had like this; the message says what to do."""
 
     exit_code = 2
+
+
+def small_file(path: Path) -> bytes:
+    """What is in a key's, a checkpoint's or a proof's file, however long that is. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(_SMALL_FILE_LIMIT)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Put it there; ends with 2 where that can't be."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise WrongUse(f"{path} can't be written: {error.strerror}") from error
 
 
 class AddressType(click.ParamType[bytes]):
@@ -60,7 +76,7 @@ class PublicKeyType(click.ParamType[VerifyingKey]):
             return value
         text = str(value)
         try:
-            return VerifyingKey.parse(text if "+" in text else Path(text).read_text("utf-8").strip())
+            return VerifyingKey.parse(text if "+" in text else small_file(Path(text)).decode().strip())
         except OSError as error:
             self.fail(
                 f"{text!r} is no public key (name+id+base64), and no file: {error.strerror}", param, ctx
@@ -78,7 +94,7 @@ class CheckpointType(click.ParamType[bytes]):
         if isinstance(value, bytes):
             return value
         try:
-            note = Path(str(value)).read_bytes()
+            note = small_file(Path(str(value)))
             parse_checkpoint(note)
         except OSError as error:
             self.fail(f"{value}: {error.strerror}", param, ctx)

@@ -7,7 +7,7 @@ import click
 
 from eventlog.proof import ProofRefused, make_proof
 from eventlog.reading import LogReader
-from tools.options import CHECKPOINT, log_options, opened_log
+from tools.options import CHECKPOINT, log_options, opened_log, write_file
 from tools.output import print_line
 
 SUFFIX = ".tlog-proof"
@@ -45,7 +45,7 @@ def command(
         sys.stdout.write(proof.decode())
         return
     target = out or Path(f"{position}{SUFFIX}")
-    target.write_bytes(proof)
+    write_file(target, proof)
     print_line(f"{target}: {len(proof)} octets prove the record at position {position}")
 
 

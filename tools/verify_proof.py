@@ -10,7 +10,7 @@ from eventlog.proof import ProofRefused, Proven, verify_proof
 from eventlog.reading import Entry
 from eventlog.record import encode
 from tools.log import print_shown, to_document, to_shown
-from tools.options import PublicKeyType, WrongUse, json_option
+from tools.options import PublicKeyType, WrongUse, json_option, small_file
 from tools.output import print_json, print_line
 
 
@@ -32,7 +32,7 @@ def command(file: Path, keys: tuple[VerifyingKey, ...], *, as_json: bool) -> Non
     nothing.
     """
     try:
-        data = file.read_bytes()
+        data = small_file(file)
     except OSError as error:
         raise WrongUse(f"{file}: {error.strerror}") from error
     try:

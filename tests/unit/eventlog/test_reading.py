@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from eventlog.store import Log, LogReader, LogUnreadable
+from eventlog.tables import ProjectionTables
 from eventlog.verify import verify
 from tests.unit.eventlog.samples import Holders, make_log, many_held
 
@@ -53,3 +54,12 @@ def test_records_in_a_wal_are_read_or_it_is_said_that_they_cannot(
     else:
         with LogReader.open(copy) as reader:
             assert reader.size == size
+
+
+def test_what_was_being_read_ends_quietly_when_the_log_is_closed_first(tmp_path: Path) -> None:
+    with LogReader.open(make_log(tmp_path / "log.sqlite", 300)) as reader:
+        nodes = reader.stored_nodes(4)
+        rows = ProjectionTables(reader.connection_for_checks(), Holders()).all_rows("holders")
+        assert next(nodes)
+        assert next(rows)
+    del nodes, rows  # What they raise then becomes a warning, and that an error.
