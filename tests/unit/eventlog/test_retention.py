@@ -307,6 +307,41 @@ def test_a_record_that_was_archived_or_pruned_is_not_appended_again(log: Log) ->
         assert len(reopened.append([held(5), held(150), held(499)])) == 0
 
 
+@pytest.mark.parametrize("remove", [archived, pruned])
+def test_the_very_last_record_that_went_is_not_appended_again_either(
+    path: Path, remove: Callable[[Log, int], object]
+) -> None:
+    with Log.open(path, projections=[Holders()]) as log:
+        log.append(many_held(96))
+        close_segment(log, 96, LATER_NS)
+        remove(log, 0)
+        assert log.query("SELECT count(*) FROM log_records WHERE position < 96") == [(0,)]
+        assert len(log.append([held(95)])) == 0
+        assert len(log.append([now_held(96)])) == 1
+
+
+def test_how_far_a_source_went_is_not_forgotten_when_older_records_go_later(path: Path) -> None:
+    with Log.open(path, projections=[Holders()]) as log:
+        log.append(many_held(192))
+        close_segment(log, 96, LATER_NS)
+        close_segment(log, 192, LATER_NS)
+        archived(log, 1, 0)
+        assert len(log.append([held(191)])) == 0
+        assert check(log).clean
+
+
+def test_a_state_that_is_older_than_what_was_pruned_can_still_be_held_against_the_tree(path: Path) -> None:
+    with Log.open(path, projections=[Holders()]) as log:
+        log.append(many_held(200))
+        keep_state(log, Snapshot("ports", 1, 40, b"as it was"), LATER_NS)
+        keep_state(log, Snapshot("ports", 1, log.size, b"as it is"), LATER_NS)
+        close_segment(log, 96, LATER_NS)
+        pruned(log, 0)
+        assert [snapshot.size for snapshot in log.snapshots("ports")] == [201, 40]
+        for snapshot in log.snapshots("ports"):
+            log.check_snapshot(snapshot)
+
+
 REFUSED: dict[str, Callable[[Log], object]] = {
     "a segment that is not closed": lambda log: archived(log, 5),
     "an archived segment": lambda log: archived(log, 0),
