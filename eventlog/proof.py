@@ -33,6 +33,10 @@ class ProofRefused(ValueError):
     """A proof that is malformed, or shows nothing."""
 
 
+class NotCovered(ProofRefused):
+    """The checkpoint is over fewer records."""
+
+
 @dataclass(frozen=True, slots=True)
 class Proven:
     """What a proof has shown: at this position of the log stands this record (None: redacted)."""
@@ -47,7 +51,7 @@ class Proven:
 def make_proof(reader: LogReader, position: int, note: bytes) -> bytes:
     """The proof that the record at `position` is in the tree of this checkpoint.
 
-    Raises ProofRefused when the checkpoint is none, does not cover the position or is not this log's, and
+    Raises NotCovered, and ProofRefused when the checkpoint is none or not this log's, and
     where the log has lost the hashes; RecordsGone where it has given up the record.
     """
     try:
@@ -55,7 +59,7 @@ def make_proof(reader: LogReader, position: int, note: bytes) -> bytes:
     except NoteError as error:
         raise ProofRefused(f"the checkpoint is none: {error}") from error
     if not 0 <= position < checkpoint.size:
-        raise ProofRefused(f"position {position} is not among the checkpoint's {checkpoint.size} records")
+        raise NotCovered(f"position {position} is not among the checkpoint's {checkpoint.size} records")
     with reader.snapshot():
         if checkpoint.size > reader.size:
             raise ProofRefused("the checkpoint is not of this log")

@@ -14,7 +14,7 @@ from tracker.explanation import Explanation, Step, explain
 
 @click.command("explain")
 @log_options
-@click.argument("binding", type=click.IntRange(1))
+@click.argument("binding", type=click.IntRange(1, 2**63 - 1))
 @json_option
 def command(*, config: Path | None, log_path: Path | None, binding: int, as_json: bool) -> None:
     """Every record that made BINDING what it was, with its position, in the order of the log.

@@ -21,7 +21,7 @@ from tracker.audit import Holding, holds
 @click.option("--since", "since_ns", type=MOMENT, help="Only what was held at this time or later.")
 @click.option("--until", "until_ns", type=MOMENT, help="Only what was held before this time.")
 @click.option("--open", "open_only", is_flag=True, help="Only what has not ended.")
-@click.option("--limit", type=click.IntRange(1), help="The newest so many.")
+@click.option("--limit", type=click.IntRange(1, 2**63 - 1), help="The newest so many.")
 @json_option
 def command(
     *,

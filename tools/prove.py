@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from eventlog.proof import ProofRefused, make_proof
+from eventlog.proof import NotCovered, ProofRefused, make_proof
 from eventlog.reading import LogReader
 from tools.options import CHECKPOINT, log_options, opened_log, write_file
 from tools.output import print_line
@@ -37,7 +37,7 @@ def command(
             proof = make_proof(reader, position, note)
         except ProofRefused as error:
             hint = ""
-            if position < reader.size:
+            if isinstance(error, NotCovered) and position < reader.size:
                 hint = "\nporthold checkpoint has one made over all records."
             print(f"No proof: {error}.{hint}", file=sys.stderr)
             sys.exit(1)

@@ -13,7 +13,7 @@ from tracker.projections import PROJECTIONS
 
 
 @click.command("redact")
-@click.argument("position", type=click.IntRange(min=0))
+@click.argument("position", type=click.IntRange(0, 2**63 - 2))
 @log_options
 @click.option("--reason", type=REASON, required=True, help="Why; it is recorded.")
 @json_option

@@ -461,6 +461,16 @@ def test_since_a_checkpoint_only_the_rest_is_read_and_an_attack_before_it_shows_
     assert kinds == [(200, FaultKind.CHECKPOINT), (260, FaultKind.COLUMNS)]
 
 
+def test_since_a_checkpoint_that_the_file_has_lost_only_the_rest_is_unprotected(honest: Honest) -> None:
+    with LogReader.open(honest.path) as reader:
+        at_200 = reader.checkpoints()[1].note
+    with forging(honest.path) as connection:
+        connection.execute("DELETE FROM log_checkpoints")
+    with LogReader.open(honest.path) as reader:
+        assert verify(reader, keys=[KEY.verifying_key], since=at_200).unprotected == SIZE - 200
+        assert verify(reader, keys=[KEY.verifying_key]).unprotected == SIZE
+
+
 def test_since_a_checkpoint_an_earlier_kept_one_is_still_held_against_the_log(
     honest: Honest, tmp_path: Path
 ) -> None:

@@ -113,3 +113,30 @@ def test_a_tracker_that_ends_says_what_to_do(tmp_path: Path) -> None:
             log.append(many_held(5))
     assert mend_of(full.value) == "start it again when there is room"
     assert "porthold verify" in mend_of(gone.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("explain", str(2**63)),
+        ("holds", "--limit", str(2**63)),
+        ("log", "show", "--from", str(2**70)),
+        ("log", "show", "--to", str(2**70)),
+        ("log", "tail", "--from", str(-(2**70))),
+        ("replay", "--to", str(2**70)),
+        ("replay", "--diff", "0", str(2**63)),
+        ("prove", str(2**70)),
+        ("redact", str(2**63), "--reason", "why"),
+        ("redact", str(2**63 - 2), "--reason", "why"),
+        ("archive", "--segment", str(2**70)),
+        ("prune", "--segment", str(-(2**70)), "--reason", "why"),
+    ],
+)
+def test_a_number_beyond_all_numbers_breaks_no_command(
+    tmp_path: Path, whole: bytes, words: tuple[str, ...]
+) -> None:
+    path = tmp_path / "log.sqlite"
+    path.write_bytes(whole)
+    result = CliRunner().invoke(main, [*words, "--log", str(path)])
+    assert result.exit_code in {0, 1, 2}
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception

@@ -233,6 +233,7 @@ def test_what_no_checkpoint_covers_has_no_proof_yet(signed: Signed, tmp_path: Pa
     assert (unsigned.exit_code, "The log has no checkpoint" in unsigned.stderr) == (1, True)
     other = run("prove", "3", "--log", tmp_path / "unsigned.sqlite", "--checkpoint", signed.latest)
     assert (other.exit_code, "not of this log" in other.stderr) == (1, True)
+    assert "porthold checkpoint" not in other.stderr
 
 
 # --- backup and stats ---------------------------------------------------------------------------------------
