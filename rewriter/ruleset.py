@@ -60,6 +60,8 @@ LEASED = "icmp, tcp, udp"
 """The lease has an element for each protocol: `meta l4proto` is what any packet can be looked up by."""
 TIMER_SLACK_MS = 20
 """Kernel timers end up to a tick late, twice (rounded up, and looked at), and a tick is up to 10 ms."""
+CLOCKS_APART = 2000
+"""One in so many: our clock can be so slow, and the tracker's so fast (adjtimex allows 500 ppm)."""
 
 
 def table(rules: Ruleset, epoch: int, bindings: Sequence[Element], nat: Iterable[str]) -> str:
@@ -170,7 +172,7 @@ def renew(epoch: int, nonce: int, lease_ms: int) -> str:
 
 def half_ms(lease_ms: int) -> int:
     """How long an offer lasts, and how long a lease, of the tracker's `lease_ms`."""
-    return max(1, lease_ms // 2 - TIMER_SLACK_MS)
+    return max(1, lease_ms // 2 - lease_ms // CLOCKS_APART - 1 - TIMER_SLACK_MS)
 
 
 def end_lease(epoch: int) -> str:

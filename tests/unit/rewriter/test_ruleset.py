@@ -236,7 +236,8 @@ def test_offer_and_lease_together_end_before_the_trackers_lease(lease_ms: int) -
         for batch in (ruleset.offer(1, 5, lease_ms), ruleset.renew(1, 5, lease_ms))
         for found in re.findall(r"timeout (\d+)ms", batch)
     ]
-    assert max(times) + times[0] <= lease_ms - 2 * ruleset.TIMER_SLACK_MS
+    slowest, fastest = 1 - 500e-6, 1 + 500e-6  # our kernel's clock and the tracker's, as adjtimex allows
+    assert (max(times) + times[0]) / slowest + 2 * ruleset.TIMER_SLACK_MS <= lease_ms / fastest
 
 
 def test_an_unknown_service_is_a_key_error() -> None:
