@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 Shape = TypeVar("Shape")
 Reader = Callable[[object, str], Any]
@@ -61,15 +61,26 @@ Nanoseconds = Annotated[int, Limits(0, 2**63 - 1)]
 Milliseconds = Annotated[int, Limits(0, 2**32 - 1)]
 
 
+_PLAIN: Final = frozenset((int, bytes, str, bool, types.NoneType))
+
+
 def pack(value: object) -> Any:  # noqa: ANN401 (Value is recursive: what comes out is any of it)
     """The plain value (None, bool, int, str, bytes, tuple) that stands for `value`."""
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, tuple):
         return tuple(pack(item) for item in value)
     if dataclasses.is_dataclass(value):
-        return tuple(pack(getattr(value, field.name)) for field in dataclasses.fields(value))
+        shape: Any = type(value)
+        return tuple(pack(getattr(value, name)) for name in _names(shape))
     return value
+
+
+@cache
+def _names(shape: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(shape))
 
 
 def unpack(shape: type[Shape], value: object, where: str = "") -> Shape:
