@@ -19,6 +19,7 @@ def test_a_thousand_seeds_keep_every_promise() -> None:
     assert not broken, "\n".join(broken)
     # A simulation in which nothing happens keeps every promise, too.
     assert sum(it.records for it in results) > 20 * len(SEEDS)
+    assert sum(it.moves for it in results) > len(SEEDS) // 20
 
 
 @pytest.fixture(scope="module")

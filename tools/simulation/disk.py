@@ -70,8 +70,10 @@ class LogDisk:
 
     def wal_size(self) -> int:
         """Octets of the write-ahead log."""
-        wal = self.path.with_name(self.path.name + "-wal")
-        return wal.stat().st_size if wal.exists() else 0
+        try:
+            return Path(f"{self.path}-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def tear(self, before: int) -> None:
         """The last transaction, which began at that size of the WAL, was written up to some octet."""

@@ -24,6 +24,7 @@ class Found:
     seed: int
     fault: Fault | None
     records: int
+    moves: int
 
 
 def hunt(seeds: Iterable[int], planted: str | None = None) -> Iterator[Found]:
@@ -66,7 +67,7 @@ def change_of(planted: str | None) -> Change:
 
 def _one(seed: int, planted: str | None) -> Found:
     outcome = run(plan_of(seed), change_of(planted))
-    return Found(seed, outcome.fault, outcome.records)
+    return Found(seed, outcome.fault, outcome.records, outcome.moves)
 
 
 def _first(planted: str, seeds: range) -> Found | None:

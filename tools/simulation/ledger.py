@@ -5,8 +5,9 @@ was committed, submitted and sent, and when, by true time; from that it says whi
 which answer may leave.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -26,7 +27,7 @@ from tools.simulation.promises import (
     STALE,
     UNIQUE,
 )
-from tools.simulation.site import Site, Unit
+from tools.simulation.site import Place, Site, Unit
 from tools.simulation.world import MILLISECOND_NS, SECOND_NS, WALL_NS, Process, World
 from tracker.events import (
     TRACKER,
@@ -62,7 +63,14 @@ from tracker.messages import (
 )
 
 POLL_GAP_NS: Final = SECOND_NS
+TAKER_NS: Final = 6 * SECOND_NS
+"""Who waits to take over is forgotten before."""
 TOLERANCE_NS: Final = 150 * MILLISECOND_NS
+
+
+_reply: Final = lru_cache(maxsize=1024)(decode_reply)
+_request: Final = lru_cache(maxsize=1024)(decode_request)
+"""What is sent is looked at again when it is read."""
 
 
 @dataclass(slots=True)
@@ -100,7 +108,7 @@ class Session:
 class Tampering:
     """Somebody changed our kernel state; `owed`: a record of it must come."""
 
-    gateway: str
+    place: str
     at_ns: int
     owed: bool = True
     reported: bool = False
@@ -116,14 +124,17 @@ class Submitted:
 
 @dataclass
 class Ledger:
-    """`lease_ns` and `idle_ns` are the setting's; the rest begins empty."""
+    """`lease_ns` and `idle_ns` are the setting's; `opened`: a gateway's session begins; the rest is empty."""
 
     world: World
     site: Site
     operator: Operator
     lease_ns: int
     idle_ns: int
+    opened: Callable[[str], object] = lambda _: None
     records: int = 0
+    moves: int = 0
+    """Bindings that were made anew at another place."""
     clock_set: bool = False
     bindings: dict[int, Bound] = field(default_factory=dict)
     ever: dict[int, Bound] = field(default_factory=dict)
@@ -133,12 +144,15 @@ class Ledger:
     overflows: dict[str, int] = field(default_factory=dict)
     submissions: dict[tuple[str, int, int], Submitted] = field(default_factory=dict)
     installer: dict[int, str] = field(default_factory=dict)
+    moved: set[str] = field(default_factory=set)
+    """Gateways whose session is at another place than the one before, and has no table there yet."""
     _answers: dict[tuple[int, int], bytes] = field(default_factory=dict)
     _read: set[tuple[int, int]] = field(default_factory=set)
     _sources: set[tuple[str, int, int, int]] = field(default_factory=set)
     _incarnations: dict[str, list[int]] = field(default_factory=dict)
     _missed: set[tuple[str, int]] = field(default_factory=set)
     _opened_ns: dict[str, int] = field(default_factory=dict)
+    _taken_ns: dict[str, int] = field(default_factory=dict)
     _ages_ns: dict[tuple[int, int], int] = field(default_factory=dict)
     _polled_ns: int = 0
     _gaps: list[tuple[int, int]] = field(default_factory=list)
@@ -203,8 +217,12 @@ class Ledger:
                 before = self.sessions.get(gateway)
                 if before is not None and epoch <= before.epoch:
                     self.world.fail(EPOCHS, f"{epoch} after {before.epoch}")
+                if before is not None and self.site.place_of[worker] is not self.site.place_of[before.worker]:
+                    self.moved.add(gateway)
+                self._taken_ns.pop(gateway, None)
                 heard_ns = self._opened_ns.get(worker, now_ns)
                 self.sessions[gateway] = Session(epoch, worker, opened_ns=now_ns, heard_ns=heard_ns)
+                self.opened(gateway)
             case SessionEnded(gateway, epoch, worker, reason):
                 self.sessions[gateway].open = False
                 if reason.value == "lease-ended" and not self.sessions[gateway].lost:
@@ -223,10 +241,11 @@ class Ledger:
                 if reported > self._lost_outboxes(worker):
                     self.world.fail(HOLES, f"{event}, and nothing of it is missing")
             case KernelStateRestored():
-                self._restored(event)
-            case QueueOverflowed(gateway, dropped=dropped):
-                self.overflows[gateway] = self.overflows.get(gateway, 0) - dropped
-                if self.overflows[gateway] < 0:
+                self._restored(event, self.site.place_of[record.source.name])
+            case QueueOverflowed(dropped=dropped):
+                place = self.site.place_of[record.source.name].name
+                self.overflows[place] = self.overflows.get(place, 0) - dropped
+                if self.overflows[place] < 0:
                     self.world.fail(HOLES, f"{event}, and so many were not dropped")
             case _:
                 pass
@@ -276,12 +295,17 @@ class Ledger:
 
     def _check_kernel_lease(self, gateway: str, epoch: int) -> None:
         """Now another host may have the address: under fence the old kernel must forward nothing any more."""
-        table = self.site.gateways[gateway].kernel.tables.table
+        table = self.active(gateway).kernel.tables.table
         fenced = table is not None and "lease" in table.sets and table.epoch() == epoch
         if table is not None and fenced and table.is_leased(self.world.now_ns):
             self.world.fail(
                 LEASED, f"{gateway}: the tracker's lease of epoch {epoch} has ended, its is there"
             )
+
+    def _is_taken(self, gateway: str) -> bool:
+        """Whether somebody waits at another place to take over: then no heartbeat has to renew the lease."""
+        taken_ns = self._taken_ns.get(gateway)
+        return taken_ns is not None and self.world.now_ns - taken_ns < TAKER_NS
 
     def polled(self, process: Process) -> None:
         """The tracker has come back from its poll."""
@@ -297,17 +321,20 @@ class Ledger:
     def heard(self, process: Process, frame: bytes) -> None:
         """A process has read a frame."""
         if process.name != TRACKER:
-            reply = decode_reply(frame)
+            reply = _reply(frame)
             self._read.add((reply.incarnation, reply.sequence))
             return
-        request = decode_request(frame)
+        request = _request(frame)
         match request.body:
             case Heartbeat(gateway, epoch):
                 session = self.sessions.get(gateway)
-                if session is not None and (session.worker, session.epoch) == (request.worker, epoch):
+                own = session is not None and (session.worker, session.epoch) == (request.worker, epoch)
+                if session is not None and own and not self._is_taken(gateway):
                     session.hear(self.world.now_ns, self._polled_ns)
-            case OpenSession():
+            case OpenSession(gateway, take_over=takes):
                 self._opened_ns[request.worker] = self.world.now_ns
+                if takes and self.site.place_of[request.worker] is not self.active(gateway):
+                    self._taken_ns[gateway] = self.world.now_ns
             case ClaimPort():
                 found = self.submissions.get((request.worker, request.incarnation, request.sequence))
                 if found is not None:
@@ -320,7 +347,7 @@ class Ledger:
 
     def sent(self, frame: bytes) -> None:
         """A frame leaves the tracker."""
-        reply = decode_reply(frame)
+        reply = _reply(frame)
         self.operator.sent(reply)
         key = (reply.incarnation, reply.sequence)
         match reply.body:
@@ -366,19 +393,20 @@ class Ledger:
 
     # --- what others do ----------------------------------------------------------------------------------
 
-    def tamper(self, gateway: str, *, owed: bool) -> None:
+    def tamper(self, place: str, *, owed: bool) -> None:
         """Somebody takes our kernel state away; `owed`: it will be noticed, if nothing else happens."""
-        self.tampered.append(Tampering(gateway, self.world.now_ns, owed=owed))
+        self.tampered.append(Tampering(place, self.world.now_ns, owed=owed))
 
-    def _restored(self, event: KernelStateRestored) -> None:
-        candidates = [it for it in self.tampered if it.gateway == event.gateway]
+    def _restored(self, event: KernelStateRestored, place: Place) -> None:
+        candidates = [it for it in self.tampered if it.place == place.name]
         if not candidates:
             self.world.fail(HOLES, f"{event}, and nobody took anything away")
         if not self.clock_set:
+            zero_ns = WALL_NS + place.host.wall_error_ns
             within = [
                 it
                 for it in candidates
-                if event.lost_since_ns - SECOND_NS <= WALL_NS + it.at_ns <= event.restored_ns
+                if event.lost_since_ns - SECOND_NS <= zero_ns + it.at_ns <= event.restored_ns + TOLERANCE_NS
             ]
             if not within:
                 self.world.fail(HOLES, f"{event}, and nobody took anything away then")
@@ -395,6 +423,13 @@ class Ledger:
     def withdrawn(self, worker: str, message: BindingWithdrawn) -> None:
         """A worker says that the kernel has nothing of a binding any more: is it true?"""
         raise NotImplementedError
+
+    def active(self, gateway: str) -> Place:
+        """Where it is served, by the log."""
+        session = self.sessions.get(gateway)
+        return (
+            self.site.gateways[gateway].places[0] if session is None else self.site.place_of[session.worker]
+        )
 
     def _unit(self, gateway: str, worker: str) -> Unit:
         return next(unit for unit in self.site.gateways[gateway].workers if unit.name == worker)

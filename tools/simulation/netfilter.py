@@ -26,16 +26,25 @@ QUEUE_LENGTH: Final = 64
 
 
 class Kernel:
-    """The network namespace of one gateway. `to_lan`, `to_wan`: where packets go that have come through."""
+    """The network namespace of one gateway. `to_lan`, `to_wan`: where packets go that have come through.
 
-    def __init__(
-        self, world: World, name: str, services: tuple[Service, ...], public: str, witness: Witness
+    `lasting_ns`: how long a timer of it runs that is to run so long.
+    """
+
+    def __init__(  # noqa: PLR0917 (what makes a kernel)
+        self,
+        world: World,
+        name: str,
+        services: tuple[Service, ...],
+        public: str,
+        witness: Witness,
+        lasting_ns: Callable[[int], int] = lambda it: it,
     ) -> None:
         self.world = world
         self.name = name
         self.public: str | None = public
         self.services = services
-        self.tables = Tables(lambda: world.now_ns)
+        self.tables = Tables(lambda: world.now_ns, lasting_ns)
         self.queues: dict[int, PacketQueue] = {}
         self.queue_rules: dict[int, tuple[int, bool]] = {}  # iptables' rules: number → (packet mark, bypass)
         self.dropped: dict[int, int] = {}
@@ -89,8 +98,20 @@ class Kernel:
         element = None if found is None else found.live(key, self.world.now_ns)
         return None if element is None else element.value
 
+    def targets(self) -> dict[tuple[str, str], str | None]:
+        """Whom it forwards callers to now: (service, public address) → host."""
+        table, now_ns = self.tables.table, self.world.now_ns
+        if table is None or not table.chains or not table.is_leased(now_ns):
+            return {}
+        return {
+            (service.name, public): element.value
+            for service in self.services
+            for public, element in table.sets[f"{service.label}_inbound"].living(now_ns).items()
+        }
+
     @property
-    def _ruled(self) -> bool:
+    def is_ruled(self) -> bool:
+        """Whether our chains are there; without them it goes on with the connections that it has."""
         return self.tables.table is not None and self.tables.table.chains
 
     @property
@@ -156,7 +177,7 @@ class Kernel:
     def from_lan(self, packet: Packet) -> None:
         """Prerouting and forward, up to the queues."""
         self._track(packet)
-        if not self._ruled:
+        if not self.is_ruled:
             self._leave(packet)
             return
         for service in self.services:
@@ -250,7 +271,7 @@ class Kernel:
 
     def _verdict(self, packet: Packet) -> None:
         """The `verdict` chain, behind the queues."""
-        if self._ruled:
+        if self.is_ruled:
             if packet.mark & REFUSED:
                 self._count("refused")
                 self.refused(packet.source)
@@ -269,10 +290,10 @@ class Kernel:
         """To the Internet or to the LAN: the fence, source NAT, idle times, confirmation."""
         entry = _entry(packet)
         outward = _is_outward(packet)
-        if self._ruled and not self._passes_fence(packet, outward=outward):
+        if self.is_ruled and not self._passes_fence(packet, outward=outward):
             self._count("not_the_holder")
             return
-        if outward and not entry.confirmed and self._ruled and not self._source_nat(packet, entry):
+        if outward and not entry.confirmed and self.is_ruled and not self._source_nat(packet, entry):
             self._count("not_the_holder")
             return
         if self.linger and self._chance.random() < 0.3:
@@ -343,7 +364,7 @@ class Kernel:
     def _refresh(self, packet: Packet) -> None:
         """The `idle` chain."""
         entry = _entry(packet)
-        if not self._ruled or entry.mark not in self._by_mark:
+        if not self.is_ruled or entry.mark not in self._by_mark:
             return
         service, opened = self._by_mark[entry.mark]
         if packet.reply != (opened == OPENED_OUTSIDE):
@@ -403,7 +424,7 @@ class Kernel:
             return
         self._track(packet)
         entry = _entry(packet)
-        if not entry.confirmed and self._ruled and not self._destination_nat(packet, entry):
+        if not entry.confirmed and self.is_ruled and not self._destination_nat(packet, entry):
             return
         inner = (
             entry.original
@@ -417,7 +438,7 @@ class Kernel:
         packet.destination, packet.dport = host, port
         service = self.service_of(_entry(packet))
         is_talk = packet.talk is not None and service is not None and service.rewrites
-        if is_talk and service is not None and self._ruled and self._has(service, "holders", host):
+        if is_talk and service is not None and self.is_ruled and self._has(service, "holders", host):
             self._talk(packet)
         else:
             self._verdict(packet)

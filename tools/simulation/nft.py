@@ -8,6 +8,7 @@ over. Chains are not interpreted: what they do to packets is in `netfilter.py`.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from rewriter.ruleset import TABLE
@@ -91,10 +92,14 @@ class Table:
 
 
 class Tables:
-    """All tables of a network namespace: ours, if it is there."""
+    """All tables of a network namespace: ours, if it is there.
 
-    def __init__(self, clock: Callable[[], int]) -> None:
+    `lasting_ns`: how long a timer of this kernel runs that is to run so long.
+    """
+
+    def __init__(self, clock: Callable[[], int], lasting_ns: Callable[[int], int] = lambda it: it) -> None:
         self.clock = clock
+        self._lasting_ns = lasting_ns
         self.table: Table | None = None
         self.applied: Callable[[], object] = lambda: None
         self.changed: Callable[[bool], object] = lambda _whole: None
@@ -104,12 +109,12 @@ class Tables:
     def apply(self, batch: str) -> None:
         """One transaction. BatchRefused."""
         head, found, body = batch.partition(f"\ntable ip {TABLE} {{\n")
-        draft = _Draft(self.table, self.clock())
+        draft = _Draft(self.table, self.clock(), self._lasting_ns)
         if not found and head.startswith(f"table ip {TABLE} {{"):
             raise ValueError("a table that is neither created nor replaced")
         for line in head.splitlines():
             draft.carry_out(line)
-        self.table = _read_table(body, self.clock()) if found else draft.result()
+        self.table = _read_table(body, self.clock(), self._lasting_ns) if found else draft.result()
         self.applied()
         self.changed(bool(found))
 
@@ -132,9 +137,10 @@ class Tables:
 class _Draft:
     """A batch half-way: the sets it has touched are its own."""
 
-    def __init__(self, table: Table | None, now_ns: int) -> None:
+    def __init__(self, table: Table | None, now_ns: int, lasting_ns: Callable[[int], int]) -> None:
         self._before = table
         self._now_ns = now_ns
+        self._lasting_ns = lasting_ns
         self._sets: dict[str, Set] = {}
         self._deleted = table is None
         self._created = False
@@ -146,10 +152,7 @@ class _Draft:
         return self._before
 
     def carry_out(self, line: str) -> None:
-        found = _COMMAND.match(line)
-        if found is None:
-            raise ValueError(f"not understood: {line!r}")
-        verb, table, name, change, _, element_set, text, flush, _, flushed = found.groups()
+        verb, table, name, change, _, element_set, text, flush, _, flushed = _command(line)
         if table:
             self._whole_table(verb, name)
         elif flush:
@@ -179,35 +182,44 @@ class _Draft:
         return self._sets[name]
 
     def _add(self, into: Set, text: str) -> None:
-        key, value, expires_ns = _parse(text, self._now_ns)
+        key, value, lasts_ns = _parse(text)
         standing = into.live(key, self._now_ns)
         if standing is not None:
             if standing.value != value:
                 raise BatchRefused("Error: Could not process rule: File exists")
-            if expires_ns is not None:
+            if lasts_ns is not None:
                 # Newer kernels (6.18) take the new time, older ones leave the old: nobody may depend on it.
                 raise ValueError(f"an element that is there is given another time: {text}")
             return
         element = into.put(key, value, self._now_ns)
-        if expires_ns is not None:
-            element.expires_ns = expires_ns
+        if lasts_ns is not None:
+            element.expires_ns = self._now_ns + self._lasting_ns(lasts_ns)
 
     def _delete(self, out_of: Set, text: str) -> None:
-        key, _, _ = _parse(text, self._now_ns)
+        key, _, _ = _parse(text)
         if out_of.live(key, self._now_ns) is None:
             raise BatchRefused("Error: Could not process rule: No such file or directory")
         del out_of.elements[key]
 
 
-def _parse(text: str, now_ns: int) -> tuple[str, str | None, int | None]:
-    """Key, value, and when it runs out, of `KEY [timeout T expires T] [: VALUE]`."""
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> tuple[str, str | None, int | None]:
+    """Key, value, and how long it is to last, of `KEY [timeout T expires T] [: VALUE]`."""
     words, _, value = text.partition(" : ")
     key, _, times = words.partition(" timeout ")
-    expires_ns = None
+    lasts_ns = None
     if times:
         _, _, left = times.partition(" expires ")
-        expires_ns = now_ns + _duration_ns(left or times)
-    return key.strip(), value.strip() or None, expires_ns
+        lasts_ns = _duration_ns(left or times)
+    return key.strip(), value.strip() or None, lasts_ns
+
+
+@lru_cache(maxsize=4096)
+def _command(line: str) -> tuple[str, ...]:
+    found = _COMMAND.match(line)
+    if found is None:
+        raise ValueError(f"not understood: {line!r}")
+    return found.groups()
 
 
 def _duration_ns(text: str) -> int:
@@ -217,17 +229,17 @@ def _duration_ns(text: str) -> int:
     return int(found[1]) * UNITS_NS[found[2]]
 
 
-def _read_table(body: str, now_ns: int) -> Table:
+def _read_table(body: str, now_ns: int, lasting_ns: Callable[[int], int]) -> Table:
     sets: dict[str, Set] = {}
     for kind, name, inside in _SET.findall(body):
         timeout = _TIMEOUT.search(inside)
-        made = Set(kind, None if timeout is None else int(timeout[1]) * UNITS_NS[timeout[2]])
+        made = Set(kind, None if timeout is None else lasting_ns(int(timeout[1]) * UNITS_NS[timeout[2]]))
         listed = _ELEMENTS.search(inside)
         for text in listed[1].split(", ") if listed else ():
-            key, value, expires_ns = _parse(text, now_ns)
+            key, value, lasts_ns = _parse(text)
             element = made.put(key, value, now_ns)
-            if expires_ns is not None:
-                element.expires_ns = expires_ns
+            if lasts_ns is not None:
+                element.expires_ns = now_ns + lasting_ns(lasts_ns)
         sets[name] = made
     refusal = "icmp" if "reject with icmp" in body else "drop"
     queues = tuple(int(number) for number in _QUEUE.findall(body))

@@ -4,6 +4,7 @@ Rule 1: they know nothing of porthold; what they do follows from what reaches th
 they ask again every two seconds until somebody answers, and hang up two times within a millisecond.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -25,7 +26,10 @@ CALLERS: Final = ("198.51.100.20", "198.51.100.21")
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """A workstation's attempt to talk to a peer; `heard`: packets of the peer that reached it."""
+    """A workstation's attempt to talk to a peer; `heard`: packets of the peer that reached it.
+
+    `answered_ns`: when the last one did, to what had been sent on the way that packets take now.
+    """
 
     host: str
     peer: str
@@ -34,23 +38,37 @@ class Call:
     over: bool = False
     heard: int = 0
     answered_ns: int = -SECOND_NS
+    sent_ns: int = 0
 
 
 @dataclass(eq=False)
 class Lan:
-    """One gateway's two sides: the workstations behind it and those who talk to them."""
+    """One gateway's two sides: the workstations behind it and those who talk to them.
+
+    Of two kernels with one address `way_out` is the one that workstations send to, `way_in` the one to which
+    the Internet sends what is for that address; but who rings does so at each.
+    """
 
     world: World
-    kernel: Kernel
+    kernels: Sequence[Kernel]
     number: int
     calls: dict[tuple[str, str, int], Call] = field(default_factory=dict)
     _sending_until_ns: dict[tuple[str, str, int, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.kernel.to_lan = self._reached
-        self.kernel.to_wan = self._left
+        self.way_out = self.way_in = self.kernels[0]
+        for kernel in self.kernels:
+            kernel.to_lan = self._reached
+            kernel.to_wan = self._left
+        self._led_ns = -1
         self._resting = False
         self._chance = self.world.chance(f"people {self.number}")
+
+    def lead(self, way_out: Kernel, way_in: Kernel) -> None:
+        """From now on packets take these ways."""
+        self.way_out, self.way_in, self._led_ns = way_out, way_in, self.world.now_ns
+        for call in self.calls.values():
+            call.answered_ns = -SECOND_NS
 
     def host(self, index: int) -> str:
         return f"192.168.{self.number}.{10 + index}"
@@ -101,22 +119,24 @@ class Lan:
 
     def _send(self, call: Call, talk: int | None) -> None:
         talk = talk if call.port == CUSEEME else None
-        self.kernel.from_lan(Packet(call.host, call.port, call.peer, call.port, talk, call.user_name))
+        call.sent_ns = self.world.now_ns
+        self.way_out.from_lan(Packet(call.host, call.port, call.peer, call.port, talk, call.user_name))
 
     def flood(self, host: str, peer: str, packets: int) -> None:
         """Many packets at once, each of which could be a claim."""
         for number in range(packets):
-            self.kernel.from_lan(Packet(host, CUSEEME, peer, CUSEEME, Message.OPEN if number % 2 else None))
+            self.way_out.from_lan(Packet(host, CUSEEME, peer, CUSEEME, Message.OPEN if number % 2 else None))
 
     def _reached(self, packet: Packet) -> None:
         """Something from outside has reached a workstation."""
         call = self.calls.get((packet.destination, packet.source, packet.dport))
         if call is not None:
             call.heard += 1
-            call.answered_ns = -SECOND_NS if call.over else self.world.now_ns
+            spoken = not call.over and call.sent_ns > self._led_ns
+            call.answered_ns = self.world.now_ns if spoken else -SECOND_NS
         elif packet.source in CALLERS:
             answer = Packet(packet.destination, packet.dport, packet.source, packet.sport, None)
-            self.world.after(10 * MILLISECOND_NS, partial(self.kernel.from_lan, answer))
+            self.world.after(10 * MILLISECOND_NS, partial(self.way_out.from_lan, answer))
 
     # --- outside -----------------------------------------------------------------------------------------
 
@@ -124,10 +144,11 @@ class Lan:
         """A caller rings at the public address."""
         if self._resting:
             return
-        public = self.kernel.public
+        public = self.way_in.public
         if public is not None:
             talk = Message.OPEN if times % 2 else None
-            self.kernel.from_wan(Packet(caller, sport, public, CUSEEME, talk))
+            for kernel in self.kernels:
+                kernel.from_wan(Packet(caller, sport, public, CUSEEME, talk))
         if times > 1:
             self.world.after(PEER_EVERY_NS, partial(self.ring, caller, sport, times - 1))
 
@@ -145,6 +166,6 @@ class Lan:
     def _answer(self, key: tuple[str, str, int, int]) -> None:
         peer, public, port, public_port = key
         talk = Message.OPEN if self._chance.random() < 0.2 and port == CUSEEME else None
-        self.kernel.from_wan(Packet(peer, port, public, public_port, talk))
+        self.way_in.from_wan(Packet(peer, port, public, public_port, talk))
         if self.world.now_ns < self._sending_until_ns.get(key, 0):
             self.world.after(PEER_EVERY_NS, partial(self._answer, key))

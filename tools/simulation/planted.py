@@ -3,6 +3,8 @@
 
 Rule 1: each changes the real code by replacing one function of it for the time of a run; nothing in the real
 code knows of it. Rule 2: each is a mistake that somebody could make, in one line or two.
+
+Longer than other modules because it is a list.
 """
 
 import re
@@ -14,7 +16,7 @@ from typing import Any, Final
 
 import tracker.server
 from rewriter import ruleset, service
-from rewriter.effects import RemoveStray, Submit, Verdict, Withdraw
+from rewriter.effects import EndLease, RemoveStray, Submit, Verdict, Withdraw
 from rewriter.gateway import Gateway
 from rewriter.holding import Held
 from rewriter.kernel import GatewayKernel
@@ -26,7 +28,7 @@ from tracker.conversation import Conversation
 from tracker.events import ClockStepped
 from tracker.instant import Instant
 from tracker.machine import Batch, Machine, Seen
-from tracker.messages import BindingView, ClaimPort
+from tracker.messages import BindingView, ClaimPort, HeartbeatAcknowledged
 from tracker.outbox import Outbox
 from tracker.ownership import Decision
 
@@ -376,3 +378,64 @@ def offer_without_end(original: Callable[..., Any]) -> Callable[..., Any]:
         return re.sub(r"timeout \d+ms", "timeout 3600s", batch)
 
     return offer
+
+
+# --- two machines with one address ------------------------------------------------------------------------
+
+
+@bug(ownership, "_may_replace", 0, "A take-over on another machine does not wait for the lease.")
+def taken_over_at_once(_original: Callable[..., Any]) -> Callable[..., Any]:
+    def may_replace(session: Any, worker: str, body: Any) -> bool:
+        return bool(body.take_over or session.worker == worker)
+
+    return may_replace
+
+
+@bug(ownership, "_moved_epoch", 0, "Bindings that move to another machine are taken to be there.")
+def move_unnoticed(_original: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *_words: 0
+
+
+@bug(GatewayKernel, "adopt", 126, "A machine that comes back goes by what its old table holds.")
+def old_table_believed(original: Callable[..., Any]) -> Callable[..., Any]:
+    def adopt(self: Any, epoch: int, wanted: object, moved_epoch: int = 0) -> object:
+        return original(self, epoch, wanted, 0 if self.tables.epoch() else moved_epoch)
+
+    return adopt
+
+
+@bug(Gateway, "close_session", 0, "A session is closed, and its kernel's lease runs on.")
+def lease_left_behind(original: Callable[..., Any]) -> Callable[..., Any]:
+    def close_session(self: Any) -> Iterator[object]:
+        yield from (it for it in original(self) if not isinstance(it, EndLease))
+
+    return close_session
+
+
+@bug(ruleset, "render", 0, "A new table forwards before its first heartbeat was acknowledged.")
+def born_with_a_lease(original: Callable[..., Any]) -> Callable[..., Any]:
+    def render(*words: Any, **rest: Any) -> str:
+        batch: str = original(*words, **rest)
+        lasting = ", ".join(f"{protocol} timeout 1s" for protocol in ruleset.LEASED.split(", "))
+        return batch.replace("set lease { type inet_proto;", f"set lease {{ elements = {{ {lasting} }};")
+
+    return render
+
+
+@bug(ruleset, "renew", 137, "An acknowledgement makes a lease, also when its offer has run out.")
+def late_acknowledgement_taken(original: Callable[..., Any]) -> Callable[..., Any]:
+    def renew(epoch: int, nonce: int, lease_ms: int) -> str:
+        batch: str = original(epoch, nonce, lease_ms)
+        return re.sub(r"delete element ip porthold offered .*\n", "", batch)
+
+    return renew
+
+
+@bug(Gateway, "receive_answer", 137, "An acknowledgement counts for the last heartbeat, whichever it is for.")
+def any_acknowledgement_taken(original: Callable[..., Any]) -> Callable[..., Any]:
+    def receive(self: Any, request: object, reply: Any, *rest: Any, **more: Any) -> Iterator[object]:
+        if isinstance(reply, HeartbeatAcknowledged):
+            reply = replace(reply, nonce=self._nonce)
+        return original(self, request, reply, *rest, **more)  # type: ignore[no-any-return]
+
+    return receive

@@ -3,6 +3,7 @@
 from typing import Final
 
 UNIQUE: Final = "a resource has one holder"
+ALONE: Final = "of two gateways with one address one forwards"
 CONTAINED: Final = "the log's interval contains the kernel's"
 KEPT: Final = "nothing acknowledged is lost"
 BEFORE: Final = "no answer before its record is on the disk"

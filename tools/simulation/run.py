@@ -18,7 +18,7 @@ from tools.simulation.people import CUSEEME, PEERS, Call, Lan
 from tools.simulation.plan import Plan, Step
 from tools.simulation.promises import REPLAY, SERVED
 from tools.simulation.reference import Reference
-from tools.simulation.site import Gateway, Site, Unit, services_of
+from tools.simulation.site import ACTIVE, STANDBY, Gateway, Place, Site, Unit, places_of, services_of
 from tools.simulation.wire import Network, Weather
 from tools.simulation.world import MILLISECOND_NS, SECOND_NS, Blow, Fault, Host, Moment, World
 from tracker.events import from_record
@@ -28,18 +28,21 @@ LOOK_EVERY_NS: Final = SECOND_NS // 2
 ALLOWED_AFTER_NS: Final = 4 * SECOND_NS
 """When whoever was killed last is back for certain."""
 PROBE_NS: Final = 3 * SECOND_NS // 2
+WAY_LATE_NS: Final = 3 * SECOND_NS // 2
+"""So late at most packets are led to the gateway that has taken over."""
 Damage = Callable[[], AbstractContextManager[object]]
 """What a planted bug changes, for the time of a run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended."""
+    """How a run ended; `moves`: bindings that another machine made anew."""
 
     plan: Plan
     fault: Fault | None
     story: tuple[Moment, ...]
     records: int
+    moves: int
     steps: int
 
     def digest(self) -> str:
@@ -57,7 +60,8 @@ def run(plan: Plan, damage: Damage = nullcontext) -> Outcome:
         finally:
             simulation.close()
     world = simulation.world
-    return Outcome(plan, world.fault, tuple(world.story), simulation.reference.records, world.steps)
+    seen = simulation.reference
+    return Outcome(plan, world.fault, tuple(world.story), seen.records, seen.moves, world.steps)
 
 
 class Simulation:
@@ -67,6 +71,7 @@ class Simulation:
         self.plan = plan
         setting = plan.setting
         world = self.world = World(plan.seed)
+        self._ways = world.chance("ways")
         far = setting.far_tracker
         self.network = Network(world, Weather((2_000_000, 40_000_000) if far else (20_000, 400_000)))
         self.log = LogDisk(world)
@@ -83,11 +88,10 @@ class Simulation:
         self.lans: dict[str, Lan] = {}
         for number in range(1, setting.gateways + 1):
             name = f"gw{number}"
-            kernel = Kernel(world, name, services, f"203.0.113.{10 * number + 1}", self.reference)
-            kernel.tables.changed = partial(self.reference.batch_applied, kernel)
-            self.site.add_gateway(Gateway(name, Host(world, name) if far else self.site.tracker_host, kernel))
-            kernel.tables.applied = kernel.batch_applied
-            self.lans[name] = Lan(world, kernel, number)
+            places = [self._place(name, place) for place in places_of(setting, name)]
+            self.site.add_gateway(Gateway(name, places))
+            self.lans[name] = Lan(world, [place.kernel for place in places], number)
+        self._set_clocks()
         self.log.appending, self.log.committed = self.reference.appending, self.reference.committed
         self.network.heard, self.network.sent = self.reference.heard, self.reference.sent
         self.reference.calls_of = lambda gateway, host: (
@@ -96,6 +100,38 @@ class Simulation:
         self.site.submitted = self.reference.submitted
         self.site.renamed = self.reference.renamed
         self.site.tracker_polled = self.reference.polled
+        self.reference.opened = self._opened
+
+    def _place(self, gateway: str, name: str) -> Place:
+        world = self.world
+        host = Host(world, name) if self.plan.setting.far_tracker else self.site.tracker_host
+        late_ns = self.plan.setting.late_ms * MILLISECOND_NS
+        kernel = Kernel(
+            world,
+            name,
+            self.reference.services,
+            f"203.0.113.{10 * int(gateway[2:]) + 1}",
+            self.reference,
+            lambda duration_ns: host.lasting_ns(duration_ns) + late_ns,
+        )
+        kernel.tables.changed = partial(self.reference.batch_applied, kernel)
+        kernel.tables.applied = kernel.batch_applied
+        return Place(gateway, host, kernel)
+
+    def _set_clocks(self) -> None:
+        setting = self.plan.setting
+        hosts = dict.fromkeys((self.site.tracker_host, *(place.host for place in self.site.places.values())))
+        for host, rate_ppm, offset_s in zip(hosts, setting.rates_ppm, setting.offsets_s, strict=False):
+            host.rate_ppm, host.wall_error_ns = rate_ppm, offset_s * SECOND_NS
+
+    def _opened(self, gateway: str) -> None:
+        """A session has begun: what leads packets to this gateway or that one hears of it some time later."""
+        if self.plan.setting.shared:
+            late_ns = self._ways.randrange(WAY_LATE_NS)
+            self.world.after(late_ns, partial(self._lead_to, gateway, self.reference.active(gateway)))
+
+    def _lead_to(self, gateway: str, place: Place) -> None:
+        self.lans[gateway].lead(place.kernel, place.kernel)
 
     def run(self) -> None:
         world = self.world
@@ -138,8 +174,11 @@ class Simulation:
         self.log.full = False
         self.log.busy_until_ns = self.log.slow_until_ns = 0
         self.network.weather.duplicates = 0.0
-        for gateway in self.site.gateways.values():
-            gateway.kernel.linger = 0.0
+        for place in self.site.places.values():
+            place.kernel.linger = 0.0
+        for name, gateway in self.site.gateways.items():
+            if self.plan.setting.shared:
+                self._lead_to(name, self.reference.active(name))
             for disk in gateway.outboxes.values():
                 disk.fill(full=False)
         for unit in self.site.units():
@@ -168,7 +207,7 @@ class Simulation:
             return
         calls: list[tuple[str, Call]] = []
         for name, lan in self.lans.items():
-            if lan.kernel.public is not None:
+            if lan.way_in.public is not None:
                 call = lan.call(lan.host(index), PEERS[0], CUSEEME, PROBE_NS, hang_up=index == 0)
                 calls.append((name, call))
         self.world.run(self.world.now_ns + PROBE_NS + SECOND_NS // 2)
@@ -193,8 +232,13 @@ class Simulation:
                 self._order(what, gateway, index)
             case (("kill" | "stop" | "ambush" | "terminate" | "take over" | "power"), _):
                 self._strike(step)
-            case (("flush" | "flush rules" | "flush queues" | "address" | "linger" | "stray"), _):
-                self._disturb_kernel(step)
+            case (("flush" | "flush rules" | "flush queues" | "linger" | "stray"), (str(place), *_)):
+                self._disturb_kernel(step, self.site.places[place])
+            case "address", (str(name), int(last), bool(comes_back)):
+                self._change_address(name, last, comes_back=comes_back)
+            case "lead", (str(gateway), int(out), int(into)):
+                lan = self.lans[gateway]
+                lan.lead(lan.kernels[out], lan.kernels[into])
             case _:
                 self._disturb(step)
 
@@ -206,31 +250,40 @@ class Simulation:
     def _strike(self, step: Step) -> None:
         match step.what, step.words:
             case "kill", (str(name), int(calls), int(away_ns)):
-                unit = self.site.unit(name)
+                unit = self._unit(name)
                 unit.away_until_ns = self.world.now_ns + away_ns
                 self._blow(unit, Blow(calls, None))
             case "stop", (str(name), int(calls), int(for_ns)):
-                self._blow(self.site.unit(name), Blow(calls, for_ns))
+                self._blow(self._unit(name), Blow(calls, for_ns))
             case "ambush", (str(name), int(calls), int(for_ns)):
-                process = self.site.unit(name).running
+                process = self._unit(name).running
                 if process is not None:
                     process.ambush = Blow(calls, for_ns or None)
             case "take over", (str(name),):
-                unit = self.site.unit(name)
+                unit = self._unit(name)
                 if unit.running is not None:
                     unit.running.kill()
                 unit.take_over = True
             case "terminate", (str(name),):
-                process = self.site.unit(name).running
+                process = self._unit(name).running
                 if process is not None:
                     process.request_stop()
             case "power", (str(name), int(for_ns)):
-                for gateway in self.site.gateways.values():
-                    if gateway.host.name == name:
-                        self.reference.power_lost_ns[gateway.name] = self.world.now_ns
+                for place in self.site.places.values():
+                    if place.host.name == name:
+                        self.reference.power_lost_ns[place.name] = self.world.now_ns
                 self.site.power_off(self.site.host(name), for_ns)
             case _:
                 raise ValueError(step)
+
+    def _unit(self, name: str) -> Unit:
+        gateway, _, which = name.partition("-")
+        if which not in (ACTIVE, STANDBY):
+            return self.site.unit(name)
+        session = self.reference.sessions.get(gateway)
+        workers = self.site.gateways[gateway].workers
+        active = workers[0].name if session is None else session.worker
+        return next(unit for unit in workers if (unit.name == active) == (which == ACTIVE))
 
     def _blow(self, unit: Unit, blow: Blow) -> None:
         process = unit.running
@@ -243,46 +296,47 @@ class Simulation:
         else:
             process.stop(blow.stop_ns)
 
-    def _disturb_kernel(self, step: Step) -> None:
+    def _disturb_kernel(self, step: Step, place: Place) -> None:
+        kernel = place.kernel
         match step.what, step.words:
-            case "flush", (str(name),):
-                if self.site.gateways[name].kernel.tables.table is not None:
-                    self.reference.tamper(name, owed=self.reference.is_well(name))
-                    self.site.gateways[name].kernel.tables.flush()
-            case "flush rules", (str(name),):
-                if self.site.gateways[name].kernel.tables.table is not None:
-                    self.reference.tamper(name, owed=self.reference.is_well(name))
-                    self.site.gateways[name].kernel.tables.flush_rules()
-            case "flush queues", (str(name),):
-                if self.site.gateways[name].kernel.queue_rules:
-                    self.reference.tamper(name, owed=self.reference.is_well(name))
-                    self.site.gateways[name].kernel.queue_rules.clear()
-            case "address", (str(name), int(last), bool(comes_back)):
-                self._change_address(name, last, comes_back=comes_back)
-            case "stray", (str(name), int(index)):
-                host = self.lans[name].host(index)
-                if any((it.gateway, it.holder) == (name, host) for it in self.reference.bindings.values()):
-                    self.reference.tamper(name, owed=False)  # half of a holder's elements came back
-                self.site.gateways[name].kernel.add_stray(host)
-            case "linger", (str(name), int(for_ns)):
-                kernel = self.site.gateways[name].kernel
+            case "flush", _ if kernel.tables.table is not None:
+                self._tamper(place)
+                kernel.tables.flush()
+            case "flush rules", _ if kernel.tables.table is not None:
+                self._tamper(place)
+                kernel.tables.flush_rules()
+            case "flush queues", _ if kernel.queue_rules:
+                self._tamper(place)
+                kernel.queue_rules.clear()
+            case "stray", (_, int(index)):
+                host = self.lans[place.gateway].host(index)
+                holdings = ((it.gateway, it.holder) for it in self.reference.bindings.values())
+                if (place.gateway, host) in holdings:
+                    self.reference.tamper(place.name, owed=False)  # half of a holder's elements came back
+                kernel.add_stray(host)
+            case "linger", (_, int(for_ns)):
                 kernel.linger = 0.5
                 self.world.after(for_ns, partial(setattr, kernel, "linger", 0.0))
             case _:
-                raise ValueError(step)
+                pass  # nothing is there that could be flushed
+
+    def _tamper(self, place: Place) -> None:
+        self.reference.tamper(place.name, owed=self.reference.is_settled(place))
 
     def _change_address(self, name: str, last: int, *, comes_back: bool) -> None:
-        kernel = self.site.gateways[name].kernel
-        before = kernel.public
-        kernel.public = f"203.0.113.{10 * int(name[2:]) + last}" if last else None
-        if comes_back or last == 0:
-            self.world.after(3 * SECOND_NS, partial(setattr, kernel, "public", before))
+        for kernel in self.lans[name].kernels:
+            before = kernel.public
+            kernel.public = f"203.0.113.{10 * int(name[2:]) + last}" if last else None
+            if comes_back or last == 0:
+                self.world.after(3 * SECOND_NS, partial(setattr, kernel, "public", before))
 
     def _disturb(self, step: Step) -> None:
         world, log = self.world, self.log
         match step.what, step.words:
             case "cut", (int(for_ns),):
                 self.network.cut(for_ns)
+            case "cut off", (str(name), int(for_ns)):
+                self.network.cut(for_ns, name)
             case "reset", ():
                 self.network.reset()
             case "duplicates", (int(for_ns),):
@@ -304,12 +358,12 @@ class Simulation:
                 raise ValueError(step)
 
     def _disturb_outbox(self, what: str, worker: str, for_ns: int) -> None:
-        disk = next(it.outboxes[worker] for it in self.site.gateways.values() if worker in it.outboxes)
+        unit = self._unit(worker)
+        disk = next(it.outboxes[unit.name] for it in self.site.gateways.values() if unit.name in it.outboxes)
         if what == "outbox full":
             disk.fill(full=True)
             self.world.after(for_ns, partial(disk.fill, full=False))
             return
-        unit = self.site.unit(worker)
         unit.away_until_ns = self.world.now_ns + 100 * MILLISECOND_NS
         if unit.running is not None:
             unit.running.kill()

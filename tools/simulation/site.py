@@ -11,8 +11,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
 from ipaddress import IPv4Address
+from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import tracker.client
 import tracker.server
@@ -47,6 +48,10 @@ from tracker.machine import Machine
 from tracker.ownership import State
 from tracker.roles import Role
 
+ACTIVE: Final = "active"
+STANDBY: Final = "standby"
+"""In a worker's name: whichever of the two that is when it is named."""
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -63,6 +68,14 @@ class Setting:
     verified: bool = False
     refusal: str = "icmp"
     fenced: bool = False
+    shared: bool = False
+    """Its two workers are on two machines, each with a kernel of its own, under one address."""
+    rates_ppm: tuple[int, int, int] = (0, 0, 0)
+    """How much too fast the clocks of the tracker's machine and of those two are."""
+    offsets_s: tuple[int, int, int] = (0, 0, 0)
+    """By how much they are wrong at the beginning."""
+    late_ms: int = 0
+    """So late a kernel's timers run out."""
 
 
 @dataclass(eq=False, slots=True)
@@ -81,13 +94,25 @@ class Unit:
         return self.process if self.process is not None and self.process.alive else None
 
 
-@dataclass(eq=False)
-class Gateway:
-    """One gateway: its machine, its kernel, its workers."""
+@dataclass(eq=False, slots=True)
+class Place:
+    """Where a gateway can be served: a machine and its kernel."""
 
-    name: str
+    gateway: str
     host: Host
     kernel: Kernel
+
+    @property
+    def name(self) -> str:
+        return self.kernel.name
+
+
+@dataclass(eq=False)
+class Gateway:
+    """One gateway: its places (two under one address, or one), and its workers."""
+
+    name: str
+    places: list[Place]
     workers: list[Unit] = field(default_factory=list)
     outboxes: dict[str, OutboxDisk] = field(default_factory=dict)
 
@@ -102,6 +127,8 @@ class Site:
         self.log = log
         self.tracker_host = Host(world, "hub")
         self.gateways: dict[str, Gateway] = {}
+        self.places: dict[str, Place] = {}
+        self.place_of: dict[str, Place] = {}  # worker →
         self.machine: Machine | None = None
         self.tracker = Unit("tracker", self.tracker_host, self._run_tracker)
         self.kernel_of: dict[Process, Kernel] = {}
@@ -116,13 +143,15 @@ class Site:
 
     def add_gateway(self, gateway: Gateway) -> None:
         self.gateways[gateway.name] = gateway
-        names = ["a", "b"] if self.setting.standbys else ["a"]
-        for letter in names:
+        self.places |= {place.name: place for place in gateway.places}
+        letters = "ab" if self.setting.standbys else "a"
+        for letter, place in zip(letters, cycle(gateway.places), strict=False):
             name = f"{gateway.name}-{letter}"
             gateway.outboxes[name] = OutboxDisk(self.setting.outbox_limit)
-            unit = Unit(name, gateway.host, lambda _: None)
-            unit.main = partial(self._run_worker, gateway, unit)
+            unit = Unit(name, place.host, lambda _: None)
+            unit.main = partial(self._run_worker, place, unit)
             gateway.workers.append(unit)
+            self.place_of[name] = place
 
     def units(self) -> list[Unit]:
         return [self.tracker, *(unit for gateway in self.gateways.values() for unit in gateway.workers)]
@@ -183,9 +212,9 @@ class Site:
                 unit.away_until_ns = self.world.now_ns + for_ns
                 if unit.process is not None:
                     unit.process.kill()
-        for gateway in self.gateways.values():
-            if gateway.host is host:
-                gateway.kernel.power_off()
+        for place in self.places.values():
+            if place.host is host:
+                place.kernel.power_off()
         host.reboot()
 
     # --- the processes -----------------------------------------------------------------------------------
@@ -209,9 +238,9 @@ class Site:
             for role in Role
         ]
 
-    def _run_worker(self, gateway: Gateway, unit: Unit, process: Process) -> None:
-        self.kernel_of[process] = gateway.kernel
-        file = gateway_file(gateway.name, unit.name, self.setting)
+    def _run_worker(self, place: Place, unit: Unit, process: Process) -> None:
+        self.kernel_of[process] = place.kernel
+        file = gateway_file(place.gateway, unit.name, self.setting)
         take_over, unit.take_over = unit.take_over, False
         worker = self.workers[process] = Worker(file, take_over=take_over)
         worker.run(SimulatedSupervision(process), lambda: file, Exposition())
@@ -354,6 +383,11 @@ def gateway_file(gateway: str, worker: str, setting: Setting) -> GatewayFile:
         "on_tracker_loss": "fence" if setting.fenced else "keep",
     }
     return GatewayFile.model_validate({"services": services, "gateway": section})
+
+
+def places_of(setting: Setting, gateway: str) -> tuple[str, ...]:
+    """The names of the machines that can serve it."""
+    return (gateway, f"{gateway}x") if setting.shared else (gateway,)
 
 
 def services_of(setting: Setting) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ and leaves through `Process.call`, so that a worker can be killed or stopped bef
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -54,6 +55,16 @@ class SimulatedSupervision(Supervision):
         return False
 
 
+@cache
+def _address(text: str) -> IPv4Address:
+    return IPv4Address(text)
+
+
+@cache
+def _key(text: str) -> Key:
+    return to_key(text.split(" . "))
+
+
 class SimulatedTables(tables.Tables):
     """rewriter.tables.Tables on the simulated kernel."""
 
@@ -92,18 +103,16 @@ class SimulatedTables(tables.Tables):
     def timed(self, name: str) -> dict[Key, float]:
         now_ns = self._tables.clock()
         return {
-            to_key(key.split(" . ")): max(0, (element.expires_ns or 0) - now_ns) // MILLISECOND_NS / 1000
+            _key(key): max(0, (element.expires_ns or 0) - now_ns) // MILLISECOND_NS / 1000
             for key, element in self._found(name).living(now_ns).items()
         }
 
     def pairs(self, name: str) -> set[IPv4Address]:
-        return {
-            IPv4Address(key.partition(" . ")[0]) for key in self._found(name).living(self._tables.clock())
-        }
+        return {_address(key.partition(" . ")[0]) for key in self._found(name).living(self._tables.clock())}
 
     def mapped(self, name: str) -> dict[Key, IPv4Address]:
         living = self._found(name).living(self._tables.clock())
-        return {to_key(key.split(" . ")): IPv4Address(element.value or "") for key, element in living.items()}
+        return {_key(key): _address(element.value or "") for key, element in living.items()}
 
     def _found(self, name: str) -> Set:
         self._process.call()

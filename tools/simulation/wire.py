@@ -19,6 +19,7 @@ from tools.simulation.promises import RESTS
 from tools.simulation.world import MILLISECOND_NS, Killed, Process, World
 
 MOST_POLLS: Final = 1_000
+EVERYBODY: Final = ""
 AGAIN: Final = zmq.Again()
 HANDSHAKE_NS: Final = 2 * MILLISECOND_NS
 
@@ -53,18 +54,25 @@ class Network:
         self.heard: Callable[[Process, bytes], object] = lambda _, __: None
         self.sent: Callable[[bytes], object] = lambda _: None
         self._identities = 0
-        self._cut_until_ns = 0
+        self._cut_until_ns: dict[str, int] = {}  # by host; EVERYBODY
         self._chance = world.chance("network")
 
     # --- what goes wrong ---------------------------------------------------------------------------------
 
-    def cut(self, for_ns: int) -> None:
-        """Nothing comes through for so long between different hosts; what was sent comes then, or breaks."""
-        self._cut_until_ns = max(self._cut_until_ns, self.world.now_ns + for_ns)
+    def cut(self, for_ns: int, host: str = EVERYBODY) -> None:
+        """Nothing comes through for so long between hosts, or between this one and the tracker's.
 
-    def is_clear(self) -> bool:
-        """Whether everybody can hear everybody."""
-        return self.world.now_ns >= self._cut_until_ns
+        What was sent comes then, or breaks.
+        """
+        until_ns = self.world.now_ns + for_ns
+        self._cut_until_ns[host] = max(self._cut_until_ns.get(host, 0), until_ns)
+
+    def is_clear(self, host: str) -> bool:
+        """Whether this host and the tracker's can hear each other."""
+        return self.world.now_ns >= self._clear_ns(host)
+
+    def _clear_ns(self, host: str) -> int:
+        return max(self._cut_until_ns.get(EVERYBODY, 0), self._cut_until_ns.get(host, 0))
 
     def reset(self) -> None:
         """All connections between hosts break."""
@@ -81,7 +89,8 @@ class Network:
         if client.closed or client.connection is not None:
             return
         server = self.servers.get(client.endpoint)
-        cut = server is not None and self._far(client, server) and self.world.now_ns < self._cut_until_ns
+        far = server is not None and self._far(client, server)
+        cut = far and not self.is_clear(client.process.host.name)
         if server is None or cut or server.process.stopped:
             self.world.after(self._chance.randrange(50, 500) * MILLISECOND_NS, partial(self.connect, client))
             return
@@ -123,8 +132,8 @@ class Network:
     def carry(self, connection: Connection, frame: bytes, *, up: bool) -> None:
         """Bring a frame to the other end of its connection, in its order."""
         at_ns = self.world.now_ns + self._delay_ns()
-        if self._far(connection.client, connection.server) and self.world.now_ns < self._cut_until_ns:
-            at_ns += self._cut_until_ns - self.world.now_ns
+        if self._far(connection.client, connection.server):
+            at_ns += max(0, self._clear_ns(connection.client.process.host.name) - self.world.now_ns)
         at_ns = connection.last_ns[up] = max(at_ns, connection.last_ns[up])
         self.world.at(at_ns, partial(self._deliver, connection, frame, up=up))
         if up and self._chance.random() < self.weather.duplicates:
@@ -281,12 +290,14 @@ class SimulatedPoller:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._registered: dict[object, int] = {}
+        self._registered: dict[object, Callable[[], bool]] = {}
         self._since_ns = 0
         self._polls = 0
 
-    def register(self, source: object, flags: int = 0) -> None:
-        self._registered[source] = flags
+    def register(self, source: object, _flags: int = 0) -> None:
+        self._registered[source] = (
+            source.readable if isinstance(source, SimulatedSocket) else partial(self._is_ready, source)
+        )
 
     def unregister(self, source: object) -> None:
         del self._registered[source]
@@ -309,11 +320,9 @@ class SimulatedPoller:
             raise Killed
 
     def _ready(self) -> list[tuple[object, int]]:
-        return [(source, zmq.POLLIN) for source in self._registered if self._is_ready(source)]
+        return [(source, zmq.POLLIN) for source, is_ready in self._registered.items() if is_ready()]
 
     def _is_ready(self, source: object) -> bool:
-        if isinstance(source, SimulatedSocket):
-            return source.readable()
         if source == STOP:
             return self._process.stop_requested
         found: Any = self._process.files.get(source) if isinstance(source, int) else None

@@ -21,6 +21,7 @@ from tracker.instant import Instant
 
 SECOND_NS: Final = 1_000_000_000
 MILLISECOND_NS: Final = 1_000_000
+MILLION: Final = 1_000_000
 WALL_NS: Final = 1_700_000_000 * SECOND_NS
 """What a right wall clock shows when a run begins."""
 
@@ -118,17 +119,29 @@ class World:
 
 @dataclass(eq=False)
 class Host:
-    """A machine: its wall clock may be wrong and set, its monotonic one begins with its boot."""
+    """A machine: its wall clock may be wrong and set, its monotonic one begins with its boot.
+
+    `rate_ppm`: so much faster both run than true time does.
+    """
 
     world: World
     name: str
     wall_error_ns: int = 0
+    rate_ppm: int = 0
     booted_ns: int = -5_000 * SECOND_NS
     boots: int = 1
 
     def clock(self) -> Instant:
         now_ns = self.world.now_ns
-        return Instant(WALL_NS + now_ns + self.wall_error_ns, now_ns - self.booted_ns)
+        since_ns = now_ns - self.booted_ns
+        if not self.rate_ppm:
+            return Instant(WALL_NS + now_ns + self.wall_error_ns, since_ns)
+        wall_ns = WALL_NS + now_ns + now_ns * self.rate_ppm // MILLION + self.wall_error_ns
+        return Instant(wall_ns, since_ns + since_ns * self.rate_ppm // MILLION)
+
+    def lasting_ns(self, duration_ns: int) -> int:
+        """How long it takes in true time until so much has passed here."""
+        return duration_ns * MILLION // (MILLION + self.rate_ppm)
 
     def reboot(self) -> None:
         """The monotonic clock begins anew."""
