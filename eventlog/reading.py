@@ -343,17 +343,8 @@ class LogReader:
         ).fetchone()
         return None if row is None else bytes(row[0])
 
-    def latest_answer(self, name: str) -> Answer | None:
-        """The newest answer of a name, of whatever incarnation; it is never forgotten."""
-        row = self._connection.execute(
-            "SELECT name, incarnation, sequence, reply FROM log_answers WHERE name = ?"
-            " ORDER BY number DESC LIMIT 1",
-            (name,),
-        ).fetchone()
-        return None if row is None else Answer(*row)
-
     def latest_answers(self) -> list[Answer]:
-        """The newest answer of each name."""
+        """The newest answer of each name, of whatever incarnation; they are never forgotten."""
         rows = self._connection.execute(
             "SELECT name, incarnation, sequence, reply FROM log_answers"
             " WHERE number IN (SELECT max(number) FROM log_answers GROUP BY name) ORDER BY name"

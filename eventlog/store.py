@@ -190,11 +190,6 @@ class Log(LogReader):
                 "INSERT INTO log_checkpoints (size, made_ns, note) VALUES (?, ?, ?)", (size, made_ns, note)
             )
 
-    def write_note(self, name: str, value: bytes) -> None:
-        """Set an operational value. Raises LogBusy, AppendFailed."""
-        with self._transaction():
-            self._write_notes({name: value})
-
     def rebuild_projections(self, *, progress: Progress = ignore_progress) -> None:
         """Make all projections' tables again from the records, in one transaction. As `append` for errors."""
         with self._transaction():

@@ -62,7 +62,6 @@ class Connection:
         self._endpoint = endpoint
         self._monitor: Socket | None = None
         self._redial_ns: int | None = None
-        self._failed = 0
         self.socket.set(zmq.LINGER, 0)
         # Nothing is queued while the tracker is away: a claim must not be granted a minute after it was made.
         self.socket.set(zmq.IMMEDIATE, int(immediate))
@@ -79,7 +78,7 @@ class Connection:
         while self._monitor is not None and self._monitor.poll(0):
             match recv_monitor_message(self._monitor)["event"]:
                 case zmq.Event.HANDSHAKE_SUCCEEDED:
-                    self.refused, self._redial_ns, self._failed = None, None, 0
+                    self.refused, self._redial_ns = None, None
                 case zmq.Event.HANDSHAKE_FAILED_AUTH:
                     self.refused = "it does not know our key, or has too many connections"
                     self._redial_ns = now_ns + _REDIAL_NS

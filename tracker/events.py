@@ -80,8 +80,6 @@ class Ending(enum.StrEnum):
     """The grant came after the worker had given the claim up."""
     LOST = "lost"
     """The kernel no longer held it when a worker came to look."""
-    STOPPED = "stopped"
-    """The worker was told to stop and to take its bindings along."""
     RECONFIGURED = "reconfigured"
     """The service is defined otherwise now: held by another host, or shared in another way."""
 

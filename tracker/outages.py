@@ -18,7 +18,7 @@ The kinds of outages:
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -121,19 +121,6 @@ def outages_within(reader: LogReader, since_ns: int | None, until_ns: int | None
     spans = {f"first{c}": max(-1, since_ns - (1 << (SPAN_CLASS_BITS * (c + 1)))) for c in _CLASSES}
     asked = {"since": since_ns, "until": _END_OF_TIME_NS if until_ns is None else until_ns, **spans}
     return [_outage(row) for row in reader.query_rows(_REACHING_INTO, asked)]
-
-
-def overlapping(
-    found: Iterable[Outage], since_ns: int | None, until_ns: int | None, gateway: str | None = None
-) -> list[Outage]:
-    """Those that share a moment with [since_ns, until_ns), None meaning without end, at the gateway."""
-    return [
-        outage
-        for outage in found
-        if (outage.until_ns is None or since_ns is None or outage.until_ns > since_ns)
-        and (outage.since_ns is None or until_ns is None or outage.since_ns < until_ns)
-        and (gateway is None or outage.gateway in (None, gateway))
-    ]
 
 
 def stretches(reader: LogReader) -> list[Stretch]:

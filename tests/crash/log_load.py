@@ -37,7 +37,7 @@ class State:
 
     @classmethod
     def of(cls, log: LogReader) -> Self:
-        latest = log.latest_answer(WORKER)
+        latest = next((answer for answer in log.latest_answers() if answer.name == WORKER), None)
         return cls(
             tuple(entry.data or b"" for entry in log.read()),
             None if latest is None else latest.sequence,
@@ -152,7 +152,7 @@ def _checkpoint(before: State, _chance: Random) -> Step:
 
 def _note(before: State, chance: Random) -> Step:
     value = chance.randbytes(8)
-    return Step(replace(before, note=value), lambda log: log.write_note("alive", value))
+    return Step(replace(before, note=value), lambda log: log.append([], notes={"alive": value}))
 
 
 def _root_over(records: tuple[bytes, ...]) -> bytes:

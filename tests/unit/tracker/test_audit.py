@@ -141,7 +141,7 @@ def test_while_the_tracker_was_down_a_holder_stays_and_a_free_port_is_unknown(li
 
 
 def test_after_the_last_sign_of_life_of_the_tracker_nothing_is_known(life: Life) -> None:
-    life.log.write_note(ALIVE, alive_note(at(8).wall_ns, 10 * SECOND_NS))
+    life.log.append([], notes={ALIVE: alive_note(at(8).wall_ns, 10 * SECOND_NS)})
     assert life.held_by(18) is None
     assert life.unknown(18.1) == ["tracker-down"]
 
@@ -292,11 +292,11 @@ def test_what_ran_idle_long_after_the_worker_was_back_had_lasted_through(life: L
 
 def test_after_the_tracker_fell_silent_the_end_of_a_binding_may_wait_in_an_outbox(life: Life) -> None:
     life.say(2, claim(ANN))
-    life.log.write_note(ALIVE, alive_note(at(8).wall_ns, 10 * SECOND_NS))
+    life.log.append([], notes={ALIVE: alive_note(at(8).wall_ns, 10 * SECOND_NS)})
     assert life.held_by(17) == ANN
     assert life.unknown(19) == ["tracker-down"]
     life.start(30, 8)
-    life.log.write_note(ALIVE, alive_note(at(30).wall_ns, 10 * SECOND_NS))
+    life.log.append([], notes={ALIVE: alive_note(at(30).wall_ns, 10 * SECOND_NS)})
     life.say(31, Heartbeat("gw", 1, 1))
     answer = life.answer(19)
     assert isinstance(answer, Holder)

@@ -60,5 +60,6 @@ def lived(life: Life, actions: list[str | int]) -> dict[float, set[bytes | None]
             ended = BindingWithdrawn("gw", 1, binding, Ending.IDLE, now.wall_ns, None, None, None, None)
             life.say_at(now, ended)
     truth[len(actions) + step_s + 0.5].add(holder)
-    life.log.write_note(ALIVE, alive_note(stepped(len(actions), step_s).wall_ns, 4 * SECOND_NS // 5))
+    alive = alive_note(stepped(len(actions), step_s).wall_ns, 4 * SECOND_NS // 5)
+    life.log.append([], notes={ALIVE: alive})
     return truth

@@ -337,7 +337,7 @@ def test_a_hole_in_the_kernel_or_in_the_reports_is_unknown(life: Life) -> None:
 
 
 def test_before_the_log_and_after_the_last_sign_of_life_nothing_is_known(life: Life) -> None:
-    life.log.write_note(ALIVE, alive_note(at(8).wall_ns, 2 * SECOND_NS))
+    life.log.append([], notes={ALIVE: alive_note(at(8).wall_ns, 2 * SECOND_NS)})
     assert seen(life, -5, 9) == [("before-log", -5, 0)]
     assert seen(life, 1, 20) == [("tracker-down", 8, 20)]
 
