@@ -19,9 +19,9 @@ from tools.moment import moment_from_text
 from tools.output import octets_text, plain, print_line, print_table, time_text, words
 from tracker import image
 from tracker.image import Fold
-from tracker.ownership import Binding, Gateway
 from tracker.restrictions import Restriction
 from tracker.shapes import ProtocolError
+from tracker.transitions import Binding, Gateway
 
 
 class PointType(click.ParamType[str]):

@@ -3,7 +3,7 @@
 Rule 1: a number, once in a log, keeps its meaning for ever; a changed event gets a new schema version and an
 upcast here. Numbers below 16 are the eventlog's own; those that the tracker writes in its name are here too,
 their fields as the eventlog makes them. Rule 2: an event holds what happened, never what follows
-from it: `ownership.apply` and the projections derive the rest. Rule 3: a worker's report is recorded in the
+from it: `transitions.apply` and the projections derive the rest. Rule 3: a worker's report is recorded in the
 words in which it was said, so reports are events of this file and `messages` sends them as they are.
 """
 

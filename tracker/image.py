@@ -16,7 +16,7 @@ from typing import Final
 import msgpack
 
 from eventlog.record import Record
-from tracker import ownership
+from tracker import transitions
 from tracker.events import (
     TRACKER,
     TYPES,
@@ -27,7 +27,6 @@ from tracker.events import (
     SessionEnding,
     from_record,
 )
-from tracker.ownership import Binding, Gateway, Refusals, Session, State
 from tracker.restrictions import Restriction, Scope
 from tracker.shapes import (
     Address,
@@ -40,6 +39,7 @@ from tracker.shapes import (
     pack,
     unpack,
 )
+from tracker.transitions import Binding, Gateway, Refusals, Session, State
 
 NAME: Final = "tracker"
 """Of the snapshots."""
@@ -55,7 +55,7 @@ class Memory:
 
     def take_in(self, record: Record) -> None:
         """Fold the next record. ProtocolError: this version does not know it; KeyError: it does not fit."""
-        ownership.apply(self.state, from_record(record), record.wall_ns)
+        transitions.apply(self.state, from_record(record), record.wall_ns)
         self.hear(record)
 
     def hear(self, record: Record) -> None:
@@ -83,7 +83,7 @@ class Fold:
             self.memory.take_in(record)
         else:
             self.unknown += 1
-            ownership.apply_time(self.memory.state, record.wall_ns)
+            transitions.apply_time(self.memory.state, record.wall_ns)
             self.memory.hear(record)
 
     def state(self) -> bytes:

@@ -17,7 +17,7 @@ from typing import Final, Self
 
 from eventlog.record import Record, Source
 from eventlog.snapshot import Snapshot, snapshot_fields
-from tracker import image, messages, ownership
+from tracker import image, messages, ownership, transitions
 from tracker.events import (
     TRACKER,
     BindingWithdrawn,
@@ -61,19 +61,10 @@ from tracker.messages import (
     encode_reply,
 )
 from tracker.orders import Order, ReleaseBinding, RevokeBinding, Withdrawing, Withdrawn
-from tracker.ownership import (
-    Command,
-    Decision,
-    FromOperator,
-    FromWorker,
-    PassTime,
-    Start,
-    State,
-    Stop,
-    WasAway,
-)
+from tracker.ownership import Command, FromOperator, FromWorker, PassTime, Start, Stop, WasAway
 from tracker.roles import Caller, refusal
 from tracker.shapes import ProtocolError, unpack
+from tracker.transitions import Decision, State
 
 Peer = Hashable
 """Where a frame came from, and its answer goes to."""
@@ -241,7 +232,7 @@ class Machine:
             raise RuntimeError("a snapshot of what is not appended yet")
         snapshot = Snapshot(image.NAME, image.VERSION, self._size, image.encoded(self._memory))
         said = unpack(SnapshotTaken, snapshot_fields(snapshot, root))
-        ownership.apply(self.state, said, now.wall_ns)
+        transitions.apply(self.state, said, now.wall_ns)
         self._log((said,), TRACKER, self.state.run, self._next_own(), now)
         return snapshot
 
@@ -408,10 +399,10 @@ class Machine:
         if isinstance(body, Volatile):
             raise TypeError(f"{type(body).__name__} has no sequence")
         # Later messages were submitted after this one, which may have waited long in the outbox.
-        told_ns = max(0, now.wall_ns - request.age_ms * ownership.MILLISECOND_NS)
+        told_ns = max(0, now.wall_ns - request.age_ms * transitions.MILLISECOND_NS)
         self._heard[request.worker] = Heard(request.incarnation, request.sequence, told_ns)
         for event in missed:
-            ownership.apply(self.state, event, now.wall_ns)
+            transitions.apply(self.state, event, now.wall_ns)
         decision = self._decide(FromWorker(request.worker, body, request.age_ms), now)
         events = (*missed, *decision.events)
         self._log(events, request.worker, request.incarnation, request.sequence, now)
@@ -443,9 +434,9 @@ class Machine:
     def _decide(self, command: Command, now: Instant) -> Decision:
         decision = ownership.decide(self.state, command, now)
         for event in decision.events:
-            ownership.apply(self.state, event, now.wall_ns)
+            transitions.apply(self.state, event, now.wall_ns)
         for change in decision.unlogged:
-            ownership.apply_unlogged(self.state, change)
+            transitions.apply_unlogged(self.state, change)
         self._orders.extend(decision.orders)
         self._tell_ended(decision.events)
         return decision
@@ -552,7 +543,7 @@ class Machine:
                     session.worker,
                     session.host,
                     session.lost_since_ns is not None,
-                    max(0, left_ns) // ownership.MILLISECOND_NS,
+                    max(0, left_ns) // transitions.MILLISECOND_NS,
                     len(gateway.bindings),
                 )
 

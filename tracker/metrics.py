@@ -12,7 +12,7 @@ from prometheus_client.core import Metric
 from tracker.exposition import counter, counters, gauge, gauges
 from tracker.instant import Instant
 from tracker.machine import Signed
-from tracker.ownership import State
+from tracker.transitions import State
 
 _SECOND_NS: Final = 1_000_000_000
 _GRANTED: Final = "claims granted"

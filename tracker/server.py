@@ -40,13 +40,13 @@ from tracker.journal import about, tell
 from tracker.keyring import Keyring
 from tracker.machine import Batch, Machine, no_proof
 from tracker.notary import Notary
-from tracker.ownership import State
 from tracker.porter import Porter
 from tracker.projections import PROJECTIONS
 from tracker.rates import Rates
 from tracker.roles import Caller, Role
 from tracker.shapes import ProtocolError
 from tracker.supervision import Supervision
+from tracker.transitions import State
 
 LOGGER: Final = logging.getLogger(__name__)
 _BURST: Final = 256

@@ -274,7 +274,7 @@ inline remove(w, i) { /* in d_step */
 #define due(w) (staging == 0 && box[w].used > taken_of(w))
 #define DUE(w) box[w].slot[taken_of(w)]
 
-/* <tracker: _session>: an epoch commands only while its session is open. */
+/* <tracker: session_of>: an epoch commands only while its session is open. */
 #define commands(w, e) (memory.session == (w) + 1 && memory.epoch == (e))
 
 inline stage(w, what) { /* in d_step: decided in memory, <tracker/machine.py Rule 2> */
@@ -282,7 +282,7 @@ inline stage(w, what) { /* in d_step: decided in memory, <tracker/machine.py Rul
   staged.kind = what
 }
 
-inline decide_claim(w) { /* <tracker: _claim>, <tracker: _bind> */
+inline decide_claim(w) { /* <tracker: claim>, <tracker: _bind> */
   if
 #ifndef BUG_CLAIM_UNCHECKED
   :: !commands(w, DUE(w).epoch) -> stage(w, REFUSED) /* STALE_EPOCH, <tracker: _unfit> */
@@ -321,9 +321,9 @@ inline decide_withdrawn(w) { /* <tracker: _report>, Rule 4 there */
   stage(w, ACKNOWLEDGED)
 }
 
-/* <tracker: _open_session>, <tracker: _may_replace>: when another worker's session may be replaced. KEEP: its lease
+/* <tracker: open_session>, <tracker: _may_replace>: when another worker's session may be replaced. KEEP: its lease
    has ended (at any time, there is no clock), or the operator says --take-over. FENCE: --take-over on another host
-   waits for the lease too (<tracker/ownership.py Rule 7>), because no batch of ours reaches the other kernel. Whoever
+   waits for the lease too (<tracker/sessions.py Rule 3>), because no batch of ours reaches the other kernel. Whoever
    waits so keeps the lease from being renewed and others from opening, <tracker: _taker>: here that is heartbeats
    that are not answered and an Open that does not arrive, both of which happen anyway. */
 #ifdef FENCE
@@ -364,7 +364,7 @@ inline decide_open(w) { /* <tracker: _apply_opened> */
   renew()
 }
 
-inline decide_close(w) { /* <tracker: _close_session> */
+inline decide_close(w) { /* <tracker: close_session> */
   if
   :: commands(w, DUE(w).epoch) -> memory.session = 0
   :: else
@@ -467,7 +467,7 @@ inline append_message(w) {
 
 #ifdef FENCE
 #define VOLATILE true /* the leases */
-inline hear(w) { /* <tracker: _heartbeat> */
+inline hear(w) { /* <tracker: heartbeat> */
   if
   :: !commands(w, worker[w].epoch) -> heartbeat[w] = 0 /* SessionOver */
   :: else ->
@@ -535,7 +535,7 @@ end: do
 #endif
   :: d_step { staging == 3 -> append_ledger(); acknowledge(0); acknowledge(1); unstage(); check() }
 #ifdef FENCE
-  :: d_step { /* <tracker: _lost_workers> */
+  :: d_step { /* <tracker: lost_workers> */
       staging == 0 && memory.session != 0 && !memory.lost && deadline == 0 -> memory.lost = 1; staging = 3
     }
   :: d_step { staging == 0 && heartbeat[0] == SENT -> hear(0) }
@@ -580,7 +580,7 @@ end: do
 #define idle (effect == 0)
 #define over_in_tracker(w) !(disk.session == w + 1 && disk.epoch == W.epoch)
 
-/* On one kernel whoever adopts keeps what runs there; on another host all is made anew, <tracker: _moved_epoch>.
+/* On one kernel whoever adopts keeps what runs there; on another host all is made anew, <tracker: moved_epoch>.
    (So it is here with each adoption under FENCE, also of a worker that comes back to its own kernel.) */
 #ifdef FENCE
 #define keeps(host) ((host) != 0)

@@ -22,7 +22,7 @@ from rewriter.holding import Held
 from rewriter.kernel import GatewayKernel
 from rewriter.vocabulary import Element, Service
 from tools.simulation.syscalls import replaced
-from tracker import ownership, restrictions
+from tracker import claims, ownership, restrictions, sessions
 from tracker.client import TrackerClient
 from tracker.conversation import Conversation
 from tracker.events import ClockStepped
@@ -30,7 +30,7 @@ from tracker.instant import Instant
 from tracker.machine import Batch, Machine, Seen
 from tracker.messages import BindingView, ClaimPort, HeartbeatAcknowledged
 from tracker.outbox import Outbox
-from tracker.ownership import Decision
+from tracker.transitions import Decision
 
 Change = Callable[[], AbstractContextManager[object]]
 
@@ -139,7 +139,7 @@ def grace_forgotten(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *words: replace(original(*words), unlogged=())
 
 
-@bug(ownership, "_session", 52, "The tracker takes commands of any epoch.")
+@bug(sessions, "session_of", 52, "The tracker takes commands of any epoch.")
 def epoch_unchecked_in_tracker(_original: Callable[..., Any]) -> Callable[..., Any]:
     def session(state: Any, _worker: str, gateway: str, _epoch: int) -> object:
         found = state.gateways.get(gateway)
@@ -148,7 +148,7 @@ def epoch_unchecked_in_tracker(_original: Callable[..., Any]) -> Callable[..., A
     return session
 
 
-@bug(ownership, "_unfit", 21, "The tracker grants what was asked for long ago.")
+@bug(claims, "_unfit", 21, "The tracker grants what was asked for long ago.")
 def stale_claims_granted(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda state, worker, body, _age_ms: original(state, worker, body, 0)
 
@@ -161,7 +161,7 @@ def clock_step_unnoticed(_original: Callable[..., Any]) -> Callable[..., Any]:
     return look
 
 
-@bug(ownership, "_claim", 0, "A resource that is held is given to whoever asks.")
+@bug(claims, "claim", 0, "A resource that is held is given to whoever asks.")
 def holder_unchecked(original: Callable[..., Any]) -> Callable[..., Any]:
     def claim(state: Any, worker: str, body: ClaimPort, *rest: Any) -> Decision:
         held, state.held = state.held, {}
@@ -179,7 +179,7 @@ def forbidden_claims_granted(_original: Callable[..., Any]) -> Callable[..., Any
     return lambda *_words: None
 
 
-@bug(ownership, "_withdrawals", 176, "An order that got lost on its way to the worker is not given again.")
+@bug(sessions, "_withdrawals", 176, "An order that got lost on its way to the worker is not given again.")
 def orders_given_once(_original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *_words: iter(())
 

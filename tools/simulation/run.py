@@ -22,7 +22,7 @@ from tools.simulation.site import ACTIVE, STANDBY, Gateway, Place, Site, Unit, p
 from tools.simulation.wire import Network, Weather
 from tools.simulation.world import MILLISECOND_NS, SECOND_NS, Blow, Fault, Host, Moment, World
 from tracker.events import from_record
-from tracker.ownership import State, apply
+from tracker.transitions import State, apply
 
 LOOK_EVERY_NS: Final = SECOND_NS // 2
 ALLOWED_AFTER_NS: Final = 4 * SECOND_NS

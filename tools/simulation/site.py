@@ -45,8 +45,8 @@ from tracker.doors import Door
 from tracker.exposition import Exposition
 from tracker.instant import Instant
 from tracker.machine import Machine
-from tracker.ownership import State
 from tracker.roles import Role
+from tracker.transitions import State
 
 ACTIVE: Final = "active"
 STANDBY: Final = "standby"

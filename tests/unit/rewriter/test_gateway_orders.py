@@ -55,15 +55,9 @@ from tests.unit.rewriter.playbook import (
     open_continue,
 )
 from tracker.events import BindingInstalled, BindingWithdrawn, Ending
-from tracker.messages import (
-    CloseSession,
-    Durable,
-    Heartbeat,
-    OpenSession,
-    ReplyBody,
-    WithdrawBinding,
-)
-from tracker.ownership import Command, FromWorker, PassTime, Start, State, apply, apply_unlogged, decide
+from tracker.messages import CloseSession, Durable, Heartbeat, OpenSession, ReplyBody, WithdrawBinding
+from tracker.ownership import Command, FromWorker, PassTime, Start, decide
+from tracker.transitions import State, apply, apply_unlogged
 
 PORTS = {"cuseeme": 7648, "chat": 9000}
 IDLE_NS = round(IDLE_S * SECOND_NS)

@@ -10,8 +10,8 @@ from tracker.events import BindingWithdrawn, Ending
 from tracker.instant import Instant
 from tracker.machine import Machine
 from tracker.messages import Durable, Heartbeat, Request, encode_request
-from tracker.ownership import State
 from tracker.projections import PROJECTIONS
+from tracker.transitions import State
 
 
 class Life:

@@ -20,9 +20,10 @@ from tracker.instant import Instant
 from tracker.machine import Machine
 from tracker.messages import Body, CloseSession, Durable, Request, encode_request
 from tracker.orders import FreezeClaims, ReservePort, RevokeBinding
-from tracker.ownership import Binding, Command, FromOperator, FromWorker, Gateway, PassTime, State
+from tracker.ownership import Command, FromOperator, FromWorker, PassTime
 from tracker.restrictions import Restriction, Scope
 from tracker.shapes import ProtocolError
+from tracker.transitions import Binding, Gateway, State
 
 LEASE_MS = 10_000
 ROOT = bytes(32)

@@ -72,7 +72,7 @@ from tracker.messages import (
     encode_request,
 )
 from tracker.orders import FreezeClaims, LiftBar, ReleaseBinding, RevokeBinding, Withdrawing, Withdrawn
-from tracker.ownership import State
+from tracker.transitions import State
 
 
 class Disk:

@@ -22,6 +22,7 @@ from tests.unit.tracker.wire import (
     claim,
     opening,
 )
+from tracker.claims import OTHER_HOSTS, REFUSED_HOSTS_LIMIT
 from tracker.events import (
     BindingInstalled,
     BindingWithdrawn,
@@ -75,21 +76,17 @@ from tracker.orders import (
     RevokeBinding,
 )
 from tracker.ownership import (
-    OTHER_HOSTS,
-    REFUSED_HOSTS_LIMIT,
     Command,
     FromOperator,
     FromWorker,
     PassTime,
     Start,
-    State,
     Stop,
     WasAway,
-    apply,
-    apply_unlogged,
     decide,
     next_deadline,
 )
+from tracker.transitions import State, apply, apply_unlogged
 
 LEASE_MS = 10_000
 
@@ -523,7 +520,7 @@ def test_a_per_peer_service_is_held_by_several_hosts_of_different_peers(opened: 
 def test_a_full_gateway_refuses_new_bindings_but_not_its_holders(
     opened: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tracker.ownership.BINDINGS_LIMIT", 1)
+    monkeypatch.setattr("tracker.claims.BINDINGS_LIMIT", 1)
     first = claim(ANN, service="shared", peer=REFLECTOR)
     assert isinstance(opened.say(first)[1], ClaimGranted)
     assert isinstance(opened.say(first)[1], ClaimGranted)

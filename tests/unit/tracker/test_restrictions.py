@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.tracker.test_ownership import World, withdrawn
 from tests.unit.tracker.wire import ANN, BOB, CUSEEME, REFLECTOR, at, claim, opening
+from tracker.claims import OTHER_HOSTS, REFUSED_HOSTS_LIMIT
 from tracker.events import (
     BarLifted,
     BindingWithdrawn,
@@ -46,17 +47,8 @@ from tracker.orders import (
     Withdrawing,
     Withdrawn,
 )
-from tracker.ownership import (
-    OTHER_HOSTS,
-    REFUSED_HOSTS_LIMIT,
-    Decision,
-    FromOperator,
-    FromWorker,
-    PassTime,
-    Start,
-    decide,
-    next_deadline,
-)
+from tracker.ownership import FromOperator, FromWorker, PassTime, Start, decide, next_deadline
+from tracker.transitions import Decision
 
 
 class Operated(World):
