@@ -16,8 +16,7 @@ from typing import BinaryIO, Final, TextIO
 
 import click
 
-from tools.moment import MOMENT
-from tools.options import ADDRESS, WrongUse, log_options, opened_log
+from tools.options import WrongUse, check_period, held_options, log_options, opened_log, period_options
 from tools.output import plain, printable
 from tracker.export import Translation, port_events, translations
 from tracker.ipfix import messages
@@ -47,12 +46,8 @@ class CollectorType(click.ParamType[tuple[str, int]]):
 @click.command("export")
 @log_options
 @click.option("--format", "form", type=click.Choice(FORMATS), default="jsonl", show_default=True)
-@click.option("--since", "since_ns", type=MOMENT, help="Only what was held at this time or later.")
-@click.option("--until", "until_ns", type=MOMENT, help="Only what was held before this time.")
-@click.option("--holder", type=ADDRESS, help="Only what this host held.")
-@click.option("--gateway", help="Only at this gateway.")
-@click.option("--public-address", type=ADDRESS, help="Only on this address.")
-@click.option("--service", help="Only of this service.")
+@period_options
+@held_options
 @click.option("--destinations", is_flag=True, help="Also where the claiming packet went (not in IPFIX).")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="To this file; else stdout.")
 @click.option("--collector", type=CollectorType(), help="Send IPFIX there, by UDP.")
@@ -81,8 +76,7 @@ def command(
         raise click.UsageError("--collector sends --format ipfix, and to no file.")
     if form == "ipfix" and destinations:
         raise click.UsageError("--destinations does not go with --format ipfix.")
-    if since_ns is not None and until_ns is not None and until_ns <= since_ns:
-        raise click.UsageError("--until must be later than --since.")
+    check_period(since_ns, until_ns)
     with opened_log(config, log_path) as reader, reader.snapshot():
         rows = translations(
             reader,

@@ -6,20 +6,16 @@ from pathlib import Path
 import click
 
 from tools.moment import MOMENT
-from tools.options import ADDRESS, json_option, log_options, opened_log
+from tools.options import check_period, held_options, json_option, log_options, opened_log, period_options
 from tools.output import octets_text, print_json, print_line, print_table, time_text
 from tracker.audit import Holding, holds
 
 
 @click.command("holds")
 @log_options
-@click.option("--holder", type=ADDRESS, help="Only what this host held.")
-@click.option("--gateway", help="Only at this gateway.")
-@click.option("--public-address", type=ADDRESS, help="Only on this address.")
-@click.option("--service", help="Only of this service.")
+@held_options
 @click.option("--at", "at_ns", type=MOMENT, help="Only what was held at this time.")
-@click.option("--since", "since_ns", type=MOMENT, help="Only what was held at this time or later.")
-@click.option("--until", "until_ns", type=MOMENT, help="Only what was held before this time.")
+@period_options
 @click.option("--open", "open_only", is_flag=True, help="Only what has not ended.")
 @click.option("--limit", type=click.IntRange(1, 2**63 - 1), help="The newest so many.")
 @json_option
@@ -46,8 +42,7 @@ def command(
     """
     if at_ns is not None and (since_ns, until_ns) != (None, None):
         raise click.UsageError("--at is one moment; it does not go with --since or --until.")
-    if since_ns is not None and until_ns is not None and until_ns <= since_ns:
-        raise click.UsageError("--until must be later than --since.")
+    check_period(since_ns, until_ns)
     with opened_log(config, log_path) as reader:
         found = holds(
             reader,

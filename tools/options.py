@@ -17,6 +17,7 @@ from eventlog.note import KeyUnusable, NoteError, VerifyingKey
 from eventlog.reading import DAMAGE, LogReader, LogUnreadable, RecordsGone
 from eventlog.record import RecordError
 from rewriter.configuration import GatewayFile
+from tools.moment import MOMENT
 from tracker.client import Credentials
 from tracker.configuration import ConfigurationError, address_from_text, load
 from tracker.roles import Role
@@ -124,6 +125,38 @@ def log_options(function: Function) -> Function:
         help="The log itself, for a copy or where there is no configuration.",
     )
     return config_option(option(function))
+
+
+def place_options(function: Function) -> Function:
+    """`--gateway`, `--public-address`, `--service`: where the ports are that a question is about."""
+    for option in (
+        click.option("--service", help="Only of this service."),
+        click.option("--public-address", type=ADDRESS, help="Only on this address."),
+        click.option("--gateway", help="Only at this gateway."),
+    ):
+        function = option(function)
+    return function
+
+
+def held_options(function: Function) -> Function:
+    """`--holder` too."""
+    return click.option("--holder", type=ADDRESS, help="Only what this host held.")(place_options(function))
+
+
+def period_options(function: Function) -> Function:
+    """`--since` and `--until`; `check_period` says whether they go together."""
+    for option in (
+        click.option("--until", "until_ns", type=MOMENT, help="Only what was held before this time."),
+        click.option("--since", "since_ns", type=MOMENT, help="Only what was held at this time or later."),
+    ):
+        function = option(function)
+    return function
+
+
+def check_period(since_ns: int | None, until_ns: int | None) -> None:
+    """Wrong use, if it ends before it begins."""
+    if since_ns is not None and until_ns is not None and until_ns <= since_ns:
+        raise click.UsageError("--until must be later than --since.")
 
 
 def keys_option(function: Function) -> Function:

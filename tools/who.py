@@ -12,7 +12,7 @@ import click
 
 from eventlog.reading import LogReader
 from tools.moment import MOMENT
-from tools.options import ADDRESS, WrongUse, json_option, log_options, opened_log
+from tools.options import WrongUse, json_option, log_options, opened_log, place_options
 from tools.output import (
     exact_time_text,
     octets_text,
@@ -49,9 +49,7 @@ class PortType(click.ParamType[tuple[tuple[int, ...], int]]):
 @click.option("--at", "at_ns", type=MOMENT, help="The time; now, if not said.")
 @click.option("--port", "asked", type=PortType(), help="7648, 7648/udp or 7648/tcp; any, if not said.")
 @click.option("--protocol", type=click.Choice(sorted(PROTOCOLS)), help="Either, if not said.")
-@click.option("--gateway", help="Only at this gateway.")
-@click.option("--public-address", type=ADDRESS, help="Only on this address.")
-@click.option("--service", help="Only of this service.")
+@place_options
 @json_option
 def command(
     *,

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from eventlog.projection import Cell
 from eventlog.reading import LogReader
 from tracker.events import Ending, PortRange
-from tracker.holdings import Holding, in_order
+from tracker.holdings import Holding, asked_for, in_order
 from tracker.ipfix import PortEvent
 from tracker.outages import Outage, number, outages_within
 
@@ -71,8 +70,7 @@ def translations(
 
     Read it within a `reader.snapshot()`.
     """
-    wanted = {"gateway": gateway, "public_address": public_address, "service": service, "holder": holder}
-    equal: dict[str, Cell] = {name: value for name, value in wanted.items() if value is not None}
+    equal = asked_for(gateway=gateway, public_address=public_address, service=service, holder=holder)
     services = _Services(reader)
     workers = _workers(reader)
     for holding in in_order(reader, equal, since_ns, until_ns):

@@ -95,13 +95,7 @@ def holds(
 
     Either end may be open.
     """
-    wanted: dict[str, Cell] = {
-        "gateway": gateway,
-        "public_address": public_address,
-        "service": service,
-        "holder": holder,
-    }
-    equal: dict[str, Cell] = {name: value for name, value in wanted.items() if value is not None}
+    equal = asked_for(gateway=gateway, public_address=public_address, service=service, holder=holder)
     with reader.snapshot():
         if at_ns is not None:
             found = _held_at(reader, at_ns, equal)
@@ -111,6 +105,11 @@ def holds(
         found = [holding for holding in found if holding.until_ns is None]
     found = sorted(set(found), key=lambda holding: holding.binding, reverse=True)
     return found if limit is None else found[:limit]
+
+
+def asked_for(**columns: Cell) -> dict[str, Cell]:
+    """Those columns of `bindings` that a question is about: it leaves the others open."""
+    return {name: value for name, value in columns.items() if value is not None}
 
 
 def in_order(

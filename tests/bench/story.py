@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from eventlog.record import NONCE_SIZE, Record, Source
+from tests.unit.tools.sample_log import SERVICE
 from tracker.events import (
     TRACKER,
     BindingInstalled,
@@ -20,17 +21,13 @@ from tracker.events import (
     Ending,
     Event,
     HolderNamed,
-    Policy,
     PortBound,
-    PortRange,
     PortRefused,
     PortUnbound,
     RefusalsEnded,
     Resource,
     ServiceDefined,
-    ServiceDefinition,
     SessionOpened,
-    Sharing,
     TrackerStarted,
     WorkerLost,
     WorkerReturned,
@@ -42,16 +39,6 @@ BEGIN_NS: Final = int(datetime(2015, 1, 1, tzinfo=UTC).timestamp()) * SECOND_NS
 GATEWAYS: Final = 20
 HOSTS: Final = 200
 RESTART_NS: Final = 7 * 86_400 * SECOND_NS
-SERVICE: Final = ServiceDefinition(
-    "cuseeme",
-    (PortRange(17, 7648, 7648),),
-    (PortRange(17, 7648, 7649), PortRange(6, 7648, 7649), PortRange(17, 24032, 24032)),
-    Policy.FIRST,
-    Sharing.EXCLUSIVE,
-    300_000,
-    None,
-)
-
 _NAMES: Final = ("Ada", "Bernd", "Chiara", "Dmitri", "Esra", "Farid", "Grace", "Hans", "Ines", "Jo")
 
 

@@ -11,8 +11,6 @@ A failure says its seed: `--crash-seed SEED --crash-points 20` tells that story 
 """
 
 import os
-import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
@@ -113,13 +111,6 @@ def first_seed(request: pytest.FixtureRequest) -> int:
     if chosen is not None:
         return int(chosen)
     return 0 if os.environ.get("CI") == "true" else int.from_bytes(os.urandom(3), "big")
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A directory where nobody waits for a disk, as the disk is simulated."""
-    with tempfile.TemporaryDirectory(prefix="porthold-", dir="/dev/shm") as directory:
-        yield Path(directory)
 
 
 def crash_somewhere(diary: list[Operation], directory: Path, chance: Random) -> Possible:

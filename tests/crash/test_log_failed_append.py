@@ -10,8 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -32,13 +31,6 @@ SAID = {
     "io": "disk I/O error|unable to open database file",
     "read-only": "attempt to write a readonly database",
 }
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A directory where nobody waits for a disk, as the disk is simulated."""
-    with tempfile.TemporaryDirectory(prefix="porthold-", dir="/dev/shm") as directory:
-        yield Path(directory)
 
 
 def append_with_fault(directory: Path, fault: Fault) -> tuple[Step, State, Exception | None]:
@@ -137,15 +129,6 @@ def test_a_log_is_made_with_a_wal_or_not_at_all(memory: Path) -> None:
         if not fault.hits:
             break
     assert refused > 50
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "porthold-test", disk], check=True)
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_a_full_disk_fails_the_append_and_with_room_it_goes_on(small_disk: Path) -> None:

@@ -6,13 +6,10 @@ ulogd2 with SQLite lost 937 of 3,000 records in that test.
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-import pytest
 
 from eventlog.store import Log, LogReader
 from tests.crash.place import PUBLIC, ROOT, SHARED, Place
@@ -184,13 +181,6 @@ def test_no_record_is_lost_while_others_read_audit_and_lock(place: Place) -> Non
     code, said = place.kill(number=signal.SIGTERM)
     assert code == 0
     assert "another program holds its write lock; nobody is answered until it is free" in said
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A directory where nobody waits for a disk."""
-    with tempfile.TemporaryDirectory(prefix="porthold-", dir="/dev/shm") as directory:
-        yield Path(directory)
 
 
 def test_after_an_auditor_s_long_transaction_the_wal_is_short_again(memory: Path) -> None:

@@ -5,9 +5,7 @@ What is left is the log before or after, never between: clean, with every record
 
 import errno
 import os
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +33,6 @@ LATER_NS = START_NS + 10**6 * SECOND_NS
 ALL_KINDS: frozenset[Kind] = frozenset(("write", "truncate", "sync", "open", "delete"))
 KILLS = 24
 KILLS_PER_LOG = 8
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A directory where nobody waits for a disk, as the disk is simulated."""
-    with tempfile.TemporaryDirectory(prefix="porthold-", dir="/dev/shm") as directory:
-        yield Path(directory)
 
 
 @dataclass(frozen=True)
@@ -186,15 +177,6 @@ def test_an_archive_that_cannot_be_synced_is_none(
         archive(log)
     log_before.check(range(0))
     assert len(list(archives_of(log_before.path).iterdir())) == 1
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "porthold-test", disk], check=True)
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_on_a_full_disk_nothing_is_archived_and_with_room_it_is(small_disk: Path) -> None:
