@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.tracker.test_ownership import World, withdrawn
+from tests.unit.tracker.core import World, withdrawn
 from tests.unit.tracker.wire import ANN, BOB, CUSEEME, REFLECTOR, at, claim, opening
 from tracker.claims import OTHER_HOSTS, REFUSED_HOSTS_LIMIT
 from tracker.events import (
