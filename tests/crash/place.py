@@ -151,3 +151,9 @@ def answers(client: TrackerClient, until: Callable[[], bool], seconds: float = 2
 def settle(client: TrackerClient, *messages: Durable) -> list[Answer]:
     client.submit_all(messages, read_clock())
     return answers(client, lambda: client.pending == 0)
+
+
+def fill(client: TrackerClient, count: int, first: int = 0) -> None:
+    """So many records, one after the other."""
+    for number in range(first, first + count):
+        settle(client, hole(number))

@@ -1,9 +1,11 @@
-"""The core in the states in which most of its tests begin."""
+"""The core and the machine in the states in which most of their tests begin."""
 
 import pytest
 
 from tests.unit.tracker.core import World
+from tests.unit.tracker.talk import Talk
 from tests.unit.tracker.wire import ANN, at, claim, opening
+from tracker.messages import SessionGranted
 from tracker.ownership import Start
 
 
@@ -24,3 +26,11 @@ def opened(world: World) -> World:
 def held(opened: World) -> World:
     opened.say(claim(ANN), 1)
     return opened
+
+
+@pytest.fixture
+def talk() -> Talk:
+    talk = Talk()
+    (reply,) = talk.say(opening(), 1)
+    assert isinstance(reply.body, SessionGranted)
+    return talk

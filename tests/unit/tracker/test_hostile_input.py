@@ -11,7 +11,7 @@ import msgpack
 import pytest
 
 from tests.mutation import hostile_frames, mutated, valid_frames
-from tests.unit.tracker.test_machine import Talk
+from tests.unit.tracker.talk import Talk
 from tests.unit.tracker.wire import ANN, at, claim, opening
 from tracker.events import Ending
 from tracker.messages import (

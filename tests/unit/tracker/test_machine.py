@@ -3,159 +3,51 @@
 import dataclasses
 import random
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventlog.record import Record
-from eventlog.snapshot import snapshot_fields
+from tests.unit.tracker.talk import Disk, Talk, hole
 from tests.unit.tracker.wire import (
     ANN,
     BOB,
-    OPERATOR,
     READER,
     SECOND_NS,
     WORKER,
     at,
     claim,
-    counting,
     opening,
-    operator,
-    speaker,
 )
 from tracker.conversation import Answer, Conversation, OutboxOutdated, inherited
 from tracker.events import (
-    BindingWithdrawn,
-    ClaimsFrozen,
-    Ending,
     KernelStateRestored,
-    KeyChanged,
     PortBound,
     RecordsMissed,
-    Restraint,
-    SnapshotTaken,
     TrackerStarted,
     WorkerLost,
     from_record,
 )
 from tracker.instant import Instant
-from tracker.machine import Batch, Machine, Signed
 from tracker.messages import (
     Acknowledged,
     Body,
-    CheckpointMade,
     ClaimGranted,
     ClaimRefusal,
     ClaimRefused,
     Durable,
-    FindPort,
-    GetCheckpoint,
     GetStatus,
     Heartbeat,
     HeartbeatAcknowledged,
-    MakeCheckpoint,
-    NoCheckpoint,
     NotAllowed,
     OutboxSuperseded,
-    PortFound,
-    Protection,
     Reply,
     Request,
     ResendFrom,
     SessionGranted,
     Status,
-    WithdrawalView,
-    WithdrawBinding,
-    decode_reply,
     encode_request,
 )
-from tracker.orders import FreezeClaims, LiftBar, ReleaseBinding, RevokeBinding, Withdrawing, Withdrawn
-from tracker.transitions import State
-
-
-class Disk:
-    """What outlives a tracker: the records and answers of the batches that were appended."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-        self.answers: dict[tuple[str, int, int], bytes] = {}
-        self.latest: dict[str, tuple[str, int, int]] = {}
-        self._nonces = counting()
-
-    def append(self, batch: Batch) -> None:
-        self.records.extend(batch.records)
-        for answer in batch.answers:
-            key = (answer.worker, answer.incarnation, answer.sequence)
-            assert key not in self.answers, "decided twice"
-            self.answers[key] = answer.frame
-            self.latest[answer.worker] = key
-        for seen in batch.seen.values():
-            of_worker = seen.worker, seen.incarnation
-            for key in [key for key in self.answers if key[:2] == of_worker and key[2] <= seen.through]:
-                del self.answers[key]
-
-    def machine(self, now: Instant, key: str | None = None) -> Machine:
-        machine = Machine(
-            State(lease_ms=10_000),
-            version="1",
-            nonce=lambda: next(self._nonces),
-            stored_answer=lambda *key: self.answers.get(key),
-            key=key,
-            consistency=lambda old, new: [bytes([old, new]) * 16],
-        ).recover(self.records, self.latest.values())
-        machine.start(now, "boot", None)
-        return machine
-
-    def events(self) -> list[object]:
-        return [from_record(record) for record in self.records]
-
-
-class Talk:
-    """One tracker, spoken to in requests."""
-
-    def __init__(self, key: str | None = None) -> None:
-        self.key = key
-        self.disk = Disk()
-        self.machine = self.disk.machine(at(0), key)
-        self.flush()
-
-    def flush(self) -> list[Reply]:
-        batch = self.machine.take()
-        self.disk.append(batch)
-        return [decode_reply(frame) for _, frame in batch.frames]
-
-    def restart(self, seconds: float) -> None:
-        self.machine = self.disk.machine(at(seconds), self.key)
-        self.flush()
-
-    def say(
-        self,
-        body: Body,
-        sequence: int,
-        seconds: float = 1,
-        *,
-        incarnation: int = 7,
-        acknowledged: int = 0,
-        worker: str = "w1",
-        age_ms: int = 0,
-    ) -> list[Reply]:
-        request = Request(worker, incarnation, sequence, acknowledged, age_ms, 5, body)
-        self.machine.receive("peer", encode_request(request), at(seconds), speaker(body, worker))
-        return self.flush()
-
-
-@pytest.fixture
-def talk() -> Talk:
-    talk = Talk()
-    (reply,) = talk.say(opening(), 1)
-    assert isinstance(reply.body, SessionGranted)
-    return talk
-
-
-def hole(number: int) -> KernelStateRestored:
-    return KernelStateRestored("gw", 1, "table", number, number)
 
 
 def test_an_answer_carries_the_sequence_and_the_incarnation_of_its_request(talk: Talk) -> None:
@@ -275,117 +167,6 @@ def test_a_reader_asks_and_does_not_command(talk: Talk) -> None:
     ]
     assert (status.records, status.run) == (len(talk.disk.records), 1)
     assert talk.machine.counters["refused: role"] == 1
-
-
-# ---- checkpoints -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def signing() -> Talk:
-    talk = Talk("key")
-    talk.say(opening(), 1)
-    return talk
-
-
-def told(talk: Talk) -> list[tuple[str, int, object]]:
-    """What the batch at hand sends: to whom, as an answer to what, and what it says."""
-    batch = talk.machine.take()
-    talk.disk.append(batch)
-    replies = [(peer, decode_reply(frame)) for peer, frame in batch.frames]
-    return [(str(peer), reply.sequence, reply.body) for peer, reply in replies]
-
-
-def test_another_key_than_the_log_s_is_its_first_record_of_a_run_and_the_same_one_none(signing: Talk) -> None:
-    assert signing.disk.events()[:2] == [KeyChanged("key", None), TrackerStarted(1, "1", "boot", None)]
-    signing.restart(2)
-    signing.key = "new"
-    signing.restart(3)
-    signing.key = None
-    signing.restart(4)
-    kinds = [type(event) for event in signing.disk.events()[-4:]]
-    assert kinds == [TrackerStarted, KeyChanged, TrackerStarted, TrackerStarted]
-    assert signing.machine.state.key == "new"
-
-
-def test_each_worker_that_was_heard_gets_each_checkpoint_with_the_proof_from_the_one_before(
-    signing: Talk,
-) -> None:
-    signing.say(Heartbeat("gw", 1, 1), 0, 2)
-    signing.say(Heartbeat("gw", 1, 1), 0, 2, worker="never heard a message of")
-    signing.machine.checkpoint_made(Signed(b"first", 2, 5))
-    assert told(signing) == [("peer", 0, CheckpointMade(b"first", 0, ()))]
-    signing.machine.checkpoint_made(Signed(b"second", 7, 6))
-    assert told(signing) == [("peer", 0, CheckpointMade(b"second", 2, (bytes([2, 7]) * 16,)))]
-    signing.machine.checkpoint_made(Signed(b"second", 7, 6))
-    assert told(signing) == []
-
-
-def test_a_worker_that_is_heard_from_another_place_gets_the_latest_checkpoint(signing: Talk) -> None:
-    signing.machine.checkpoint_made(Signed(b"note", 2, 5))
-    signing.flush()
-    frame = encode_request(Request("w1", 7, 0, 0, 0, 5, Heartbeat("gw", 1, 1)))
-    for peer in ("elsewhere", "elsewhere"):
-        signing.machine.receive(peer, frame, at(2), WORKER)
-    answer = ("elsewhere", 0, HeartbeatAcknowledged("gw", 1, 1, 10_000))
-    assert told(signing) == [answer, ("elsewhere", 0, CheckpointMade(b"note", 0, ())), answer]
-
-
-@pytest.mark.parametrize(
-    ("size", "since"), [(0, 0), (1, 1), (7, 7), (8, 0)], ids=["none", "older", "same", "newer than ours"]
-)
-def test_whoever_asks_gets_the_latest_checkpoint_and_the_proof_from_his(
-    signing: Talk, size: int, since: int
-) -> None:
-    assert signing.say(GetCheckpoint(size), 0)[0].body == NoCheckpoint("none is made yet")
-    signing.machine.checkpoint_made(Signed(b"note", 7, 5))
-    signing.flush()
-    proof = (bytes([since, 7]) * 16,) if since else ()
-    assert signing.say(GetCheckpoint(size), 0)[0].body == CheckpointMade(b"note", since, proof)
-
-
-def test_an_order_waits_for_its_checkpoint_and_is_refused_where_nobody_signs(signing: Talk) -> None:
-    assert signing.say(MakeCheckpoint(), 0, worker="operator", incarnation=0) == []
-    assert signing.machine.checkpoint_ordered
-    signing.machine.checkpoint_made(Signed(b"note", 2, 5))
-    assert not signing.machine.checkpoint_ordered
-    assert told(signing) == [("peer", 0, CheckpointMade(b"note", 0, ()))] * 2  # the order's, and the worker's
-    unsigned = Talk()
-    (refused,) = unsigned.say(MakeCheckpoint(), 0, worker="operator", incarnation=0)
-    assert refused.body == NoCheckpoint("no key signs this log")
-    assert not unsigned.machine.checkpoint_ordered
-
-
-def test_a_reader_may_ask_for_the_checkpoint_and_not_order_one(signing: Talk) -> None:
-    for body in (GetCheckpoint(0), MakeCheckpoint()):
-        frame = encode_request(Request("reader", 0, 0, 0, 0, 5, body))
-        signing.machine.receive("reader", frame, at(2), READER)
-    assert [type(reply.body) for reply in signing.flush()] == [NoCheckpoint, NotAllowed]
-    assert signing.machine.counters["refused: role"] == 1
-    assert not signing.machine.checkpoint_ordered
-
-
-def test_the_status_says_how_much_is_protected(signing: Talk) -> None:
-    def protection(talk: Talk) -> Protection | None:
-        (reply,) = talk.say(GetStatus(), 0)
-        assert isinstance(reply.body, Status)
-        return reply.body.protection
-
-    assert protection(Talk()) is None
-    assert protection(signing) == Protection("key", 0, None)
-    signing.machine.checkpoint_made(Signed(b"note", 2, 5))
-    signing.flush()
-    assert protection(signing) == Protection("key", 2, 5)
-
-
-def test_a_snapshot_s_record_is_the_next_batch_and_says_what_it_is_of(signing: Talk) -> None:
-    size = len(signing.disk.records)
-    snapshot = signing.machine.snapshot(at(3), bytes(32))
-    signing.flush()
-    assert (snapshot.name, snapshot.size) == ("tracker", size)
-    assert signing.disk.records[-1].fields == snapshot_fields(snapshot, bytes(32))
-    assert isinstance(signing.disk.events()[-1], SnapshotTaken)
-    signing.say(claim(ANN), 2, 4)
-    assert signing.machine.state.highest_wall_ns == at(4).wall_ns
 
 
 @given(st.lists(st.binary(max_size=60), max_size=30))
@@ -513,97 +294,3 @@ def test_every_message_is_in_the_log_once_and_in_order_whatever_is_lost_doubled_
     kinds = {type(event) for event in chaos.disk.events()}
     assert RecordsMissed not in kinds, "a hole was invented"
     assert PortBound not in kinds
-
-
-# ---- orders ----------------------------------------------------------------------------------------------
-
-
-def frames_by_peer(talk: Talk) -> list[tuple[object, object]]:
-    batch = talk.machine.take()
-    talk.disk.append(batch)
-    return [(peer, decode_reply(frame).body) for peer, frame in batch.frames]
-
-
-def order_from(talk: Talk, order: Body, seconds: float = 2) -> list[tuple[object, object]]:
-    request = Request("olga", 0, 0, 0, 0, 5, order)
-    talk.machine.receive("operator", encode_request(request), at(seconds), operator("olga"))
-    return frames_by_peer(talk)
-
-
-def test_an_operator_hears_at_once_that_the_worker_is_told_and_later_that_it_is_done(talk: Talk) -> None:
-    talk.say(claim(ANN), 2)
-    order = WithdrawBinding("gw", 1, Ending.RELEASE)
-    assert order_from(talk, ReleaseBinding(1, "lunch")) == [
-        ("operator", Withdrawing(1, "w1", lost=False)),
-        ("peer", order),
-    ]
-    talk.machine.receive(
-        "peer", encode_request(Request("w1", 7, 0, 2, 0, 5, Heartbeat("gw", 1, 1))), at(3), WORKER
-    )
-    assert [body for _, body in frames_by_peer(talk)][1:] == [order]
-    done = BindingWithdrawn("gw", 1, 1, Ending.RELEASE, at(3).wall_ns, None, 3, 400, 2)
-    talk.machine.receive("peer", encode_request(Request("w1", 7, 3, 2, 0, 5, done)), at(3), WORKER)
-    assert set(frames_by_peer(talk)) == {
-        ("peer", Acknowledged()),
-        ("operator", Withdrawn(1, Ending.RELEASE, at(3).wall_ns)),
-    }
-
-
-def test_a_worker_is_told_of_an_order_from_before_the_restart_when_it_is_heard(talk: Talk) -> None:
-    talk.say(claim(ANN), 2)
-    order_from(talk, ReleaseBinding(1, "lunch"))
-    talk.restart(3)
-    assert order_from(talk, ReleaseBinding(1, "lunch"), 3) == [("operator", Withdrawing(1, "w1", lost=False))]
-    (_, order) = talk.say(Heartbeat("gw", 1, 1), 0, 4)
-    assert order.body == WithdrawBinding("gw", 1, Ending.RELEASE)
-
-
-def test_a_port_is_found_by_number_port_service_host_and_gateway(talk: Talk) -> None:
-    talk.say(claim(ANN), 2)
-    anything = FindPort(None, None, None, None, None, None)
-
-    def found(**wanted: Any) -> tuple[list[str], list[int]]:
-        ((_, body),) = order_from(talk, dataclasses.replace(anything, **wanted))
-        assert isinstance(body, PortFound)
-        return [place.service for place in body.places], [view.binding for view in body.bindings]
-
-    assert found() == (["cuseeme", "shared"], [1])
-    assert found(binding=1)[1] == found(port=7648)[1] == found(port=7649, protocol=6)[1] == [1]
-    assert found(binding=2)[1] == found(holder=BOB)[1] == []
-    assert found(port=7649, protocol=1) == found(port=80) == found(gateway="gw2") == ([], [])
-    assert found(service="shared") == (["shared"], [])
-
-
-def test_a_status_shows_restrictions_and_what_is_being_ended(talk: Talk) -> None:
-    talk.say(claim(ANN), 2)
-    order_from(talk, RevokeBinding(1, 60_000, "noise"))
-    (reply,) = talk.say(GetStatus(), 0)
-    assert isinstance(reply.body, Status)
-    (restriction,) = reply.body.restrictions
-    assert (restriction.restraint, restriction.host, restriction.by) == (Restraint.REVOKED, ANN, "olga")
-    assert restriction.until_ns == at(62).wall_ns
-    assert reply.body.withdrawals == (WithdrawalView(1, Ending.REVOKE),)
-
-
-def test_a_command_that_repeats_its_order_bars_nobody_whose_bar_was_lifted(talk: Talk) -> None:
-    talk.say(claim(ANN), 2)
-    for order in (RevokeBinding(1, None, "noise"), LiftBar(ANN, None, None, "sorry")):
-        order_from(talk, order, 3)
-    size = len(talk.disk.events())
-    order_from(talk, RevokeBinding(1, None, "noise"), 4)
-    assert len(talk.disk.events()) == size
-
-
-def test_a_reader_gives_no_orders(talk: Talk) -> None:
-    frame = encode_request(Request("olga", 0, 0, 0, 0, 5, ReleaseBinding(1, "lunch")))
-    talk.machine.receive("reader", frame, at(2), READER)
-    refused = NotAllowed("ReleaseBinding is for operator, unix:1000 is reader")
-    assert frames_by_peer(talk) == [("reader", refused)]
-    assert talk.machine.counters["refused: role"] == 1
-
-
-def test_a_local_operator_is_named_by_what_he_says_and_by_who_he_is(talk: Talk) -> None:
-    frame = encode_request(Request("olga", 0, 0, 0, 0, 5, FreezeClaims(None, "work")))
-    talk.machine.receive("operator", frame, at(2), OPERATOR)
-    frames_by_peer(talk)
-    assert talk.disk.events()[-1] == ClaimsFrozen(None, "olga (unix:0)", "work")
