@@ -27,6 +27,7 @@ import msgpack
 
 from eventlog import merkle
 from eventlog.columns import RUN_LIMIT, ColumnsDamaged, Place, pack, unpack
+from eventlog.disk import sync
 from eventlog.segments import Span
 
 DIRECTORY_SUFFIX: Final = ".archives"
@@ -171,7 +172,7 @@ def archive_name(span: Span, digest: bytes) -> str:
 def write_archive(directory: Path, span: Span, places: Iterable[Place], proofs: Proofs) -> Archive:
     """Write an archive there, read it again, and open it. Raises OSError, and RecordError for no record."""
     directory.mkdir(mode=0o700, exist_ok=True)
-    _sync(directory.parent)  # A power failure would take the directory's name away, and all archives with it.
+    sync(directory.parent)  # A power failure would take the directory's name away, and all archives with it.
     partial = directory / f".{span.first:012}.partial"
     try:
         _write(partial, span, places, proofs)
@@ -182,7 +183,7 @@ def write_archive(directory: Path, span: Span, places: Iterable[Place], proofs: 
     finally:
         with suppress(FileNotFoundError):
             partial.unlink()
-    _sync(directory)
+    sync(directory)
     return Archive.open(path)
 
 
@@ -295,11 +296,3 @@ def _check_header(header: Header, file_size: int) -> None:
         position += run.count
     if position != header.span.end:
         raise ValueError(f"its runs end at {position}")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

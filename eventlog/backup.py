@@ -12,6 +12,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from eventlog.archive import archive_name, archives_of
+from eventlog.disk import sync
 from eventlog.note import VerifyingKey
 from eventlog.projection import Projection
 from eventlog.reading import LogReader, LogUnreadable, Progress, ignore_progress
@@ -65,7 +66,7 @@ def _copy(path: Path, partial: Path) -> None:
         reader.connection_for_checks().backup(copy)
         # One file: the copy has no WAL that could be left behind when it is moved.
         copy.execute("PRAGMA journal_mode = DELETE")
-    _sync(partial)
+    sync(partial)
 
 
 def _copy_archives(path: Path, partial: Path) -> None:
@@ -78,8 +79,8 @@ def _copy_archives(path: Path, partial: Path) -> None:
     for span, digest in named:
         name = archive_name(span, digest)
         shutil.copy2(archives_of(path) / name, directory / name)
-        _sync(directory / name)
-    _sync(directory)
+        sync(directory / name)
+    sync(directory)
 
 
 def _verified(
@@ -101,7 +102,7 @@ def _give_name(partial: Path, target: Path) -> None:
     except OSError:
         shutil.rmtree(archives_of(target), ignore_errors=True)
         raise
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _remove(partial: Path) -> None:
@@ -109,11 +110,3 @@ def _remove(partial: Path) -> None:
         partial.with_name(partial.name + suffix).unlink(missing_ok=True)
     with suppress(FileNotFoundError):
         shutil.rmtree(archives_of(partial))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

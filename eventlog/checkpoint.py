@@ -9,11 +9,11 @@ truncation, rewriting, forks and rollback with the public key alone.
 """
 
 import base64
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from eventlog.disk import write_whole
 from eventlog.merkle import HASH_SIZE
 from eventlog.note import NoteError, SigningKey, VerifyingKey, note_text, verify_note
 from eventlog.reading import LogReader
@@ -113,21 +113,6 @@ def write_to_directory(directory: Path, note: bytes) -> Path:
     for target in (path, directory / LATEST):
         write_whole(target, note)
     return path
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Put a small file there so that at any moment the old or the new one is there, whole. Raises OSError."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def key_change_fields(new: VerifyingKey, old: SigningKey | None) -> tuple[Value, ...]:

@@ -4,6 +4,8 @@ Rule 1: nothing here writes.
 Rule 2: a record may be gone: redacted, so that its leaf stays; pruned; or in an archive that is not here.
 What is in an archive beside the log is read as if it were in the log. Nothing is left out in silence: where
 a record cannot be read, `read` raises RecordsGone, and `read_with_gaps` says so.
+
+Longer than other modules: all that is asked of a log is asked of the same rows, nodes and archives.
 """
 
 import os

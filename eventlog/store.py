@@ -7,6 +7,8 @@ Rule 3: one writer at a time, by a lock that ends with its process; and the writ
 the log is still the one it knows.
 
 SQLite: WAL, synchronous=FULL, STRICT tables. Readers never wait for the writer, nor it for them.
+
+Longer than other modules: opening belongs to it, because Rule 1 begins with what a failed disk left behind.
 """
 
 import json
@@ -21,6 +23,7 @@ from typing import Final, Self
 from sqlite_utils import Database
 
 from eventlog import merkle
+from eventlog.disk import sync
 from eventlog.kept_tables import TablesUnknown, beginning
 from eventlog.lock import LogLocked, WriterLock
 from eventlog.projection import Projection
@@ -496,7 +499,7 @@ def _create_file(path: Path) -> None:
         pass
     except OSError as error:
         raise LogUnreadable(f"{path} cannot be opened for writing: {error}") from error
-    _sync_directory(path.parent)
+    sync(path.parent)
 
 
 def _prepare_layout(path: Path, connection: sqlite3.Connection, busy_s: float) -> None:
@@ -563,11 +566,3 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,6 +5,8 @@ upcast here. Numbers below 16 are the eventlog's own; those that the tracker wri
 their fields as the eventlog makes them. Rule 2: an event holds what happened, never what follows
 from it: `transitions.apply` and the projections derive the rest. Rule 3: a worker's report is recorded in the
 words in which it was said, so reports are events of this file and `messages` sends them as they are.
+
+Longer than other modules because the log's vocabulary is one list.
 """
 
 import enum

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from eventlog.checkpoint import Checkpoint, parse_checkpoint, verify_checkpoint, write_whole
+from eventlog.checkpoint import Checkpoint, parse_checkpoint, verify_checkpoint
+from eventlog.disk import write_whole
 from eventlog.merkle import ProofError, verify_consistency
 from eventlog.note import NoteError, VerifyingKey
 from tracker.messages import CheckpointMade, GetCheckpoint

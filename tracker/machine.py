@@ -8,6 +8,8 @@ any more is said in a record (RecordsMissed), what may still come is asked for (
 that are no messages are counted and dropped, whatever is in them. Rule 6: every worker that is heard gets
 each checkpoint; who signs it and keeps it is not known here. Rule 7: what its caller may not say (roles.py)
 changes nothing but a counter.
+
+Longer than other modules: sequences, answers, readers and the batch are one state, and a frame may touch all.
 """
 
 from collections import Counter

@@ -3,7 +3,7 @@
 Rule 1: a frame has one encoding; maps, floats, extensions, surplus or missing values, values out of range are
 one ProtocolError that names the field. Rule 2: what encodes here decodes here: `encode_*` refuses what
 `decode_*` would. Rule 3: numbers of kinds are never used again, so a shape that
-changes gets a new one. Rule 4: no I/O, no clock.
+changes gets a new one. Rule 4: no I/O, no clock. Longer than other modules because it is one vocabulary.
 
     worker → tracker   [version, kind, worker, incarnation, sequence, acknowledged, age_ms, sent_ns, [body…]]
     tracker → worker   [version, kind, incarnation, sequence, [body…]]
