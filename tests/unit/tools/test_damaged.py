@@ -61,7 +61,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = write_sample_log(tmp_path_factory.mktemp("whole") / "log.sqlite")
     with Log.open(path, projections=PROJECTIONS) as log:
         last_ns = log.last_wall_ns or 0
-        log.write_note(ALIVE, struct.pack(">QQ", last_ns, last_ns))
+        log.append([], notes={ALIVE: struct.pack(">QQ", last_ns, last_ns)})
         make_checkpoint(log, SigningKey("log.example", bytes(32)), last_ns)
     return path.read_bytes()
 
