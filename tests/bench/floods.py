@@ -17,17 +17,8 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from tests.lab.flood import Flood, flooding
-from tests.lab.gateway_site import (
-    ANN,
-    BOB,
-    CALLER,
-    PUBLIC,
-    REFLECTOR,
-    SERVICE_PORT,
-    SO_RCVBUFFORCE,
-    Site,
-    open_continue,
-)
+from tests.lab.gateway_site import ANN, BOB, CALLER, PUBLIC, REFLECTOR, Site
+from tests.lab.traffic import SERVICE_PORT, SO_RCVBUFFORCE, open_continue
 from tools.lab import Lab
 
 STREAM_PER_S: Final = 500

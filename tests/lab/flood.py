@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from rewriter.packet import Endpoint, build_udp
-from tests.lab.gateway_site import open_continue, video
+from tests.lab.traffic import open_continue, video
 from tools.lab import Lab
 
 MADE: Final = 16_384

@@ -17,16 +17,11 @@ from tests.lab.gateway_site import (
     PATIENCE_S,
     PUBLIC,
     REFLECTOR,
-    SERVICE_PORT,
     Site,
     await_video_both_ways,
-    capture,
     conference,
-    open_continue,
-    received,
-    refusals,
-    video,
 )
+from tests.lab.traffic import SERVICE_PORT, capture, open_continue, received, refusals, video
 from tools.lab import MASQUERADE, wait_until
 from tracker.events import Ending, KernelStateRestored, PublicAddressChanged, SessionRefused
 

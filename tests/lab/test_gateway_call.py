@@ -11,19 +11,13 @@ from tests.lab.gateway_site import (
     CALLER,
     PUBLIC,
     REFLECTOR,
-    SERVICE_PORT,
     Site,
     assert_nothing_wrong,
     await_received,
     await_video_both_ways,
-    capture,
     conference,
-    on_processor,
-    open_continue,
-    received,
-    udp_to,
-    video,
 )
+from tests.lab.traffic import SERVICE_PORT, capture, on_processor, open_continue, received, udp_to, video
 from tracker.events import HolderNamed, PortBound
 
 

@@ -20,21 +20,8 @@ from rewriter.cuseeme import Message, parse
 from rewriter.tables import Tables
 from rewriter.vocabulary import Element, Ruleset
 from tests.lab.conftest import SiteMaker
-from tests.lab.gateway_site import (
-    ANN,
-    BOB,
-    CALLER,
-    PUBLIC,
-    REFLECTOR,
-    SERVICE_PORT,
-    Seen,
-    Site,
-    capture,
-    open_continue,
-    stream,
-    udp_to,
-    video,
-)
+from tests.lab.gateway_site import ANN, BOB, CALLER, PUBLIC, REFLECTOR, Site
+from tests.lab.traffic import SERVICE_PORT, Seen, capture, open_continue, stream, udp_to, video
 from tracker.audit import Holding
 from tracker.configuration import load
 

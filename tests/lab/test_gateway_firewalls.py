@@ -13,17 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab.conftest import SiteMaker
-from tests.lab.gateway_site import (
-    ANN,
-    CALLER,
-    PUBLIC,
-    REFLECTOR,
-    SERVICE_PORT,
-    Site,
-    open_continue,
-    received,
-    video,
-)
+from tests.lab.gateway_site import ANN, CALLER, PUBLIC, REFLECTOR, Site
+from tests.lab.traffic import SERVICE_PORT, open_continue, received, video
 
 WRITTEN = Path(__file__).parents[1] / "data" / "firewalls"
 TO_PUBLIC = (PUBLIC, SERVICE_PORT)

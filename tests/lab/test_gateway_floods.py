@@ -15,20 +15,8 @@ from rewriter.queues import QUEUE_LENGTH
 from rewriter.selection import CLAIM_RATE_PER_S, TALK_RATE_PER_S
 from tests.lab.conftest import make_site
 from tests.lab.flood import flooding
-from tests.lab.gateway_site import (
-    ANN,
-    BOB,
-    CALLER,
-    PATIENCE_S,
-    PUBLIC,
-    REFLECTOR,
-    SERVICE_PORT,
-    SO_RCVBUFFORCE,
-    Site,
-    open_continue,
-    received,
-    video,
-)
+from tests.lab.gateway_site import ANN, BOB, CALLER, PATIENCE_S, PUBLIC, REFLECTOR, Site
+from tests.lab.traffic import SERVICE_PORT, SO_RCVBUFFORCE, open_continue, received, video
 from tools.lab import wait_until
 from tracker.events import PortRefused, QueueOverflowed, WorkerLost
 

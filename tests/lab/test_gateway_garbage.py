@@ -13,20 +13,8 @@ import pytest
 from rewriter.cuseeme import Direction, Endpoint, translate
 from rewriter.packet import build_udp, udp_checksum
 from tests.lab.conftest import make_site
-from tests.lab.gateway_site import (
-    ANN,
-    BOB,
-    CALLER,
-    PUBLIC,
-    REFLECTOR,
-    SERVICE_PORT,
-    Site,
-    capture,
-    open_continue,
-    received,
-    udp_to,
-    video,
-)
+from tests.lab.gateway_site import ANN, BOB, CALLER, PUBLIC, REFLECTOR, Site
+from tests.lab.traffic import SERVICE_PORT, capture, open_continue, received, udp_to, video
 from tools.lab import wait_until
 from tracker.client import ask
 from tracker.orders import ReleaseBinding, Withdrawing

@@ -13,15 +13,12 @@ from tests.lab.gateway_site import (
     PATIENCE_S,
     PUBLIC,
     REFLECTOR,
-    SERVICE_PORT,
     Site,
     assert_nothing_wrong,
     await_video_both_ways,
     conference,
-    open_continue,
-    received,
-    video,
 )
+from tests.lab.traffic import SERVICE_PORT, open_continue, received, video
 from tools.lab import wait_until
 from tracker.events import PortBound, WorkerLost
 

@@ -16,19 +16,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests.lab.conftest import SiteMaker, make_site
-from tests.lab.gateway_site import (
-    ANN,
-    BOB,
-    REFLECTOR,
-    SERVICE_PORT,
-    Site,
-    await_video_both_ways,
-    capture,
-    conference,
-    open_continue,
-    received,
-    refusals,
-)
+from tests.lab.gateway_site import ANN, BOB, REFLECTOR, Site, await_video_both_ways, conference
+from tests.lab.traffic import SERVICE_PORT, capture, open_continue, received, refusals
 from tools.lab import Actor, wait_until
 from tracker.events import SessionOpened, TrackerStarted, WorkerLost, WorkerReturned
 

@@ -15,18 +15,12 @@ from tests.lab.gateway_site import (
     BOB,
     PUBLIC,
     REFLECTOR,
-    SERVICE_PORT,
     Site,
     assert_nothing_wrong,
     await_received,
-    capture,
     conference,
-    open_continue,
-    received,
-    refusals,
-    udp_to,
-    video,
 )
+from tests.lab.traffic import SERVICE_PORT, capture, open_continue, received, refusals, udp_to, video
 from tools.lab import wait_until
 from tracker.events import Ending, HolderNamed
 

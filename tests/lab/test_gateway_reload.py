@@ -12,19 +12,8 @@ import time
 from collections.abc import Iterator
 
 from tests.lab.conftest import SiteMaker
-from tests.lab.gateway_site import (
-    ANN,
-    BOB,
-    PUBLIC,
-    REFLECTOR,
-    SERVICE_PORT,
-    Site,
-    capture,
-    open_continue,
-    received,
-    refusals,
-    video,
-)
+from tests.lab.gateway_site import ANN, BOB, PUBLIC, REFLECTOR, Site
+from tests.lab.traffic import SERVICE_PORT, capture, open_continue, received, refusals, video
 from tools.lab import wait_until
 from tracker.events import Ending, PortUnbound, ServiceDefined, ServiceRemoved
 

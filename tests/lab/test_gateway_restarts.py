@@ -8,15 +8,8 @@ import pytest
 
 from tests.lab.conftest import SiteMaker
 from tests.lab.flood import flooding
-from tests.lab.gateway_site import (
-    ANN,
-    PUBLIC,
-    REFLECTOR,
-    SERVICE_PORT,
-    Site,
-    open_continue,
-    received,
-)
+from tests.lab.gateway_site import ANN, PUBLIC, REFLECTOR, Site
+from tests.lab.traffic import SERVICE_PORT, open_continue, received
 
 PER_S = 200
 LASTING_S = 6

@@ -16,15 +16,12 @@ from tests.lab.gateway_site import (
     ANN,
     BOB,
     REFLECTOR,
-    SERVICE_PORT,
     Site,
     assert_nothing_wrong,
     await_video_both_ways,
-    capture,
     conference,
-    open_continue,
-    refusals,
 )
+from tests.lab.traffic import SERVICE_PORT, capture, open_continue, refusals
 from tools.lab import wait_until
 from tracker.events import BindingInstalled, SessionEnded, SessionEnding
 

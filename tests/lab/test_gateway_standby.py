@@ -13,20 +13,8 @@ from pathlib import Path
 from subprocess import Popen
 
 from tests.lab.conftest import SiteMaker
-from tests.lab.gateway_site import (
-    ANN,
-    BOB,
-    PUBLIC,
-    REFLECTOR,
-    SERVICE_PORT,
-    Seen,
-    Site,
-    capture,
-    open_continue,
-    received,
-    udp_to,
-    video,
-)
+from tests.lab.gateway_site import ANN, BOB, PUBLIC, REFLECTOR, Site
+from tests.lab.traffic import SERVICE_PORT, Seen, capture, open_continue, received, udp_to, video
 from tools import namespaces
 from tools.lab import MASQUERADE, wait_until
 from tracker.events import SessionEnded, SessionEnding, SessionOpened, WorkerLost, WorkerReturned

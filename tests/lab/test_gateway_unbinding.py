@@ -7,21 +7,8 @@ import time
 import pytest
 
 from rewriter.cuseeme import Message
-from tests.lab.gateway_site import (
-    ANN,
-    BOB,
-    CALLER,
-    PUBLIC,
-    REFLECTOR,
-    SERVICE_PORT,
-    Site,
-    capture,
-    open_continue,
-    received,
-    stream,
-    udp_to,
-    video,
-)
+from tests.lab.gateway_site import ANN, BOB, CALLER, PUBLIC, REFLECTOR, Site
+from tests.lab.traffic import SERVICE_PORT, capture, open_continue, received, stream, udp_to, video
 from tools.lab import wait_until
 from tracker.events import Ending
 

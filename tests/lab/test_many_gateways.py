@@ -16,7 +16,8 @@ from typing import Any, Final, Self
 import pytest
 
 from rewriter.cuseeme import Message
-from tests.lab.gateway_site import ANN, SERVICE_PORT, open_continue, received, video
+from tests.lab.gateway_site import ANN
+from tests.lab.traffic import SERVICE_PORT, open_continue, received, video
 from tools import namespaces
 from tools.lab import MASQUERADE, wait_until
 from tools.namespaces import carry_out

@@ -13,16 +13,11 @@ from tests.lab.gateway_site import (
     CALLER,
     PUBLIC,
     REFLECTOR,
-    SERVICE_PORT,
     Site,
     assert_nothing_wrong,
     await_video_both_ways,
-    capture,
-    open_continue,
-    received,
-    refusals,
-    video,
 )
+from tests.lab.traffic import SERVICE_PORT, capture, open_continue, received, refusals, video
 from tools.lab import wait_until
 
 SERVICES = """

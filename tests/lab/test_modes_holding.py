@@ -11,21 +11,8 @@ import pytest
 
 from rewriter.cuseeme import Message
 from tests.lab.conftest import SiteMaker, make_site
-from tests.lab.gateway_site import (
-    ANN,
-    BOB,
-    CALLER,
-    PUBLIC,
-    REFLECTOR,
-    SERVICE_PORT,
-    Site,
-    capture,
-    open_continue,
-    received,
-    refusals,
-    stream,
-    video,
-)
+from tests.lab.gateway_site import ANN, BOB, CALLER, PUBLIC, REFLECTOR, Site
+from tests.lab.traffic import SERVICE_PORT, capture, open_continue, received, refusals, stream, video
 from tools.lab import wait_until
 from tracker.events import BindingWithdrawn, Ending, PortBound, PortUnbound
 

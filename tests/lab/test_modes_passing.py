@@ -3,20 +3,8 @@
 import signal
 
 from tests.lab.conftest import SiteMaker
-from tests.lab.gateway_site import (
-    ANN,
-    BOB,
-    CALLER,
-    PUBLIC,
-    REFLECTOR,
-    SERVICE_PORT,
-    Site,
-    capture,
-    open_continue,
-    received,
-    refusals,
-    video,
-)
+from tests.lab.gateway_site import ANN, BOB, CALLER, PUBLIC, REFLECTOR, Site
+from tests.lab.traffic import SERVICE_PORT, capture, open_continue, received, refusals, video
 from tools.lab import wait_until
 
 TO_PUBLIC = (PUBLIC, SERVICE_PORT)

@@ -8,21 +8,8 @@ import pytest
 
 from rewriter.cuseeme import Message
 from tests.lab.conftest import make_site
-from tests.lab.gateway_site import (
-    ANN,
-    BOB,
-    CALLER,
-    PUBLIC,
-    REFLECTOR,
-    SERVICE_PORT,
-    Site,
-    assert_nothing_wrong,
-    capture,
-    open_continue,
-    received,
-    refusals,
-    video,
-)
+from tests.lab.gateway_site import ANN, BOB, CALLER, PUBLIC, REFLECTOR, Site, assert_nothing_wrong
+from tests.lab.traffic import SERVICE_PORT, capture, open_continue, received, refusals, video
 from tools.lab import wait_until
 from tracker.events import Ending, PortUnbound
 

@@ -9,21 +9,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.lab.gateway_site import (
-    ANN,
-    BOB,
-    PUBLIC,
-    REFLECTOR,
-    SERVICE_PORT,
-    Site,
-    capture,
-    open_continue,
-    refusals,
-    stream,
-    udp_to,
-    video,
-)
+from tests.lab.gateway_site import ANN, BOB, PUBLIC, REFLECTOR, Site
 from tests.lab.test_gateway_unbinding import hold
+from tests.lab.traffic import SERVICE_PORT, capture, open_continue, refusals, stream, udp_to, video
 from tools.lab import wait_until
 from tracker.events import (
     BarLifted,

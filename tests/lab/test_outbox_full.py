@@ -5,7 +5,8 @@ import time
 import pytest
 
 from tests.lab.conftest import SiteMaker
-from tests.lab.gateway_site import ANN, REFLECTOR, SERVICE_PORT, capture, open_continue, refusals, stream
+from tests.lab.gateway_site import ANN, REFLECTOR
+from tests.lab.traffic import SERVICE_PORT, capture, open_continue, refusals, stream
 from tools.lab import wait_until
 from tracker.audit import outages
 from tracker.client import TrackerClient

@@ -5,10 +5,13 @@ only feeds.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Final, Self
 
+from rewriter import cuseeme
 from rewriter.cuseeme import (
+    Direction,
     Header,
     Message,
     OpenContinue,
@@ -26,6 +29,7 @@ from tracker.events import (
     PortRange,
     Resource,
     ServiceDefinition,
+    SessionEnding,
     Sharing,
 )
 from tracker.instant import Instant
@@ -33,10 +37,15 @@ from tracker.messages import (
     BindingView,
     ClaimGranted,
     ClaimPort,
+    ClaimRefusal,
+    ClaimRefused,
     Durable,
+    HeartbeatAcknowledged,
     OpenSession,
     ReplyBody,
+    SessionDenied,
     SessionGranted,
+    SessionOver,
 )
 
 SECOND_NS: Final = 1_000_000_000
@@ -339,3 +348,22 @@ def in_session(*held: tuple[int, IPv4Address], settings: Settings = SETTINGS, ep
         timer,
     )
     return play
+
+
+def with_left(left_s: float) -> Element:
+    return replace(element(ANN), left_s=left_s)
+
+
+def translated(udp: UdpPacket, direction: Direction, public: Endpoint, private: Endpoint) -> bytes:
+    return cuseeme.translate(udp.payload, direction, public, private)
+
+
+def over(epoch: int = 1, reason: SessionEnding | None = None) -> SessionOver:
+    return SessionOver("gw", epoch, reason)
+
+
+HELD_BY_OTHER = ClaimRefused(ClaimRefusal.HELD, BOB.packed, 9)
+DENIED = SessionDenied("gw", "w2", "other/boot", 5_000)
+HANG_UP = open_continue(ANN, PEER, message=Message.CLOSE)
+DIAL = open_continue(ANN, PEER)
+HEARD = answers(None, HeartbeatAcknowledged("gw", 1, 1, 10_000))
