@@ -4,11 +4,12 @@ Rule 1: an effect whose docstring asks for an answer gets it before any other in
 Rule 2: the others have no outcome: they are carried out, or the worker ends.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Address
 
-from rewriter.vocabulary import Element, Key
+from rewriter.vocabulary import Element, Key, element_of
 from tracker.events import Ending
 from tracker.messages import Durable, Volatile
 
@@ -194,3 +195,10 @@ class KernelView:
     queueing: bool = True
     public: IPv4Address | None = None
     dropped: dict[str, int] = field(default_factory=dict)
+
+    def elements(self) -> Iterator[Element]:
+        """What it holds, whoever put it there."""
+        for (service, holder), left_s in self.holders.items():
+            public = self.outbound.get((service, holder))
+            if public is not None:
+                yield element_of(service, holder, public, left_s)

@@ -21,6 +21,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from rewriter import cuseeme
+from rewriter.claims import TRACKER_SILENT_NS, Claims, claimant_of
 from rewriter.cuseeme import Direction
 from rewriter.effects import (
     Action,
@@ -44,18 +45,17 @@ from rewriter.effects import (
     Verdict,
     Withdraw,
 )
+from rewriter.gaps import Gaps
 from rewriter.holding import SECOND_NS, Held, held_from
 from rewriter.packet import TCP, UDP, Endpoint, Flow, UdpPacket
-from rewriter.vocabulary import Element, Key, Protocol, Service, element_of, key_of
+from rewriter.talking import translated, way_of
+from rewriter.vocabulary import Element, Key, Protocol, Service, key_of
 from tracker.events import (
     BindingInstalled,
     BindingWithdrawn,
     Ending,
     HolderNamed,
-    KernelStateRestored,
-    OutboxFilled,
     PublicAddressChanged,
-    QueueOverflowed,
     ServiceDefinition,
 )
 from tracker.instant import Instant
@@ -78,8 +78,6 @@ from tracker.messages import (
 )
 
 TICK_NS: Final = SECOND_NS
-TRACKER_SILENT_NS: Final = 3 * SECOND_NS
-"""So long without any answer, and claims are refused at once instead of after their own time-out."""
 HANG_UP_LINGER_NS: Final = 30_000_000
 """Hang-ups come twice or three times within a millisecond (seen in captures); all should still leave."""
 PURGE_AGAIN_NS: Final = SECOND_NS
@@ -93,8 +91,6 @@ HEARTBEATS_A_LEASE: Final = 6
 """At least so many under fence: the kernel's lease is half as long, and one may be late."""
 ENDED_KEPT: Final = 1024
 """So many ended bindings are remembered, lest a late answer bring one back."""
-HOLES_KEPT: Final = 100
-"""So many holes are remembered while there is no session to report them in."""
 UNKNOWN: Final = Carried()
 PROTOCOLS: Final[dict[int, Protocol]] = {UDP: "udp", TCP: "tcp"}
 
@@ -120,15 +116,6 @@ class Settings:
     revision: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A claim on its way to the tracker; `packet` None once its packet was given up."""
-
-    request: ClaimPort
-    packet: int | None
-    deadline_ns: int
-
-
 class Gateway:
     """One worker's knowledge of its gateway. `epoch` is the session's; None before the first one."""
 
@@ -139,7 +126,7 @@ class Gateway:
         self._held: dict[int, Held] = {}
         self._standing: tuple[Element, ...] = ()  # what the kernel held before the first session
         self._standing_epoch: int | None = None
-        self._waiting: dict[tuple[str, Key], Waiting] = {}
+        self._claims = Claims()
         self._successors: dict[int, list[ClaimPort]] = {}  # binding → the claims that wait for its end
         self._hang_ups: dict[int, int] = {}  # binding → when its peers are looked at
         self._unheard: list[BindingWithdrawn] = []  # of these, what the new session had not heard
@@ -159,12 +146,7 @@ class Gateway:
         self._next_tick_ns = 0
         self._settle_ns = 0
         self._nonce = 0
-        self._seen_good_ns: int | None = None  # wall time when the kernel was last as it should be
-        self._holes: list[tuple[str, int, int]] = []  # (what, since, until): no session to report them in
-        self._dropped: dict[str, int] = {}
-        self._unsaid_drops: dict[str, int] = {}
-        self._no_room_since_ns: int | None = None  # when the outbox last had none for claims
-        self._refused_for_room = 0
+        self._gaps = Gaps(settings.gateway)
 
     # --- what is known ---------------------------------------------------------------------------------
 
@@ -193,7 +175,7 @@ class Gateway:
     def next_deadline_ns(self) -> int:
         """When `handle_timer` wants to be called, on the monotonic clock."""
         deadlines = [self._next_tick_ns, *self._hang_ups.values(), *(at for at, _ in self._purges)]
-        deadlines += [waiting.deadline_ns for waiting in self._waiting.values() if waiting.packet is not None]
+        deadlines += self._claims.deadlines_ns()
         deadlines += [] if self._reopen_ns is None else [self._reopen_ns]
         return min(deadlines)
 
@@ -249,23 +231,30 @@ class Gateway:
             yield Settle(*key)
             yield Verdict(packet, Action.ACCEPT)
             return
-        waiting = self._waiting.get(key)
-        if waiting is not None and waiting.packet is not None:
+        if self._claims.has_packet(key):
             yield Verdict(packet, Action.DROP)
             return
         self._count("claims")
-        request = self._claim(service, flow, mac, now)
+        request = self._claim(service, flow, now, peer=peer, mac=mac)
         if not room or request is None or self._tracker_silent(now):
-            self._refused_for_room += not room
+            if not room:
+                self._gaps.refuse_for_room()
             self._count("claims_without_tracker" if room else "claims_without_room")
             yield Refuse(*key)
             yield Verdict(packet, Action.REFUSE)
             return
-        deadline_ns = now.monotonic_ns + round(self.settings.claim_timeout_s * SECOND_NS)
-        self._waiting[key] = Waiting(request, packet, deadline_ns)
+        self._claims.add(request, packet, self._deadline_ns(now))
         yield Submit(request)
 
-    def _claim(self, service: Service, flow: Flow, mac: bytes | None, now: Instant) -> ClaimPort | None:
+    def _claim(
+        self,
+        service: Service,
+        flow: Flow,
+        now: Instant,
+        *,
+        peer: IPv4Address | None = None,
+        mac: bytes | None = None,
+    ) -> ClaimPort | None:
         """What to ask the tracker; None while there is no session or no address to ask for."""
         if self.epoch is None or self.public is None:
             return None
@@ -274,7 +263,7 @@ class Gateway:
             epoch=self.epoch,
             public_address=self.public.packed,
             service=service.name,
-            peer=flow.destination.address if service.per_peer else None,
+            peer=None if peer is None else peer.packed,
             holder=flow.source.address,
             mac=mac,
             protocol=flow.protocol,
@@ -285,44 +274,29 @@ class Gateway:
             observed_ns=now.wall_ns,
         )
 
+    def _deadline_ns(self, now: Instant) -> int:
+        return now.monotonic_ns + round(self.settings.claim_timeout_s * SECOND_NS)
+
     def _claim_fixed(self, now: Instant) -> Iterator[Effect]:
         """For hosts that the configuration names: no packet of theirs has to come first."""
-        if self.epoch is None or self.public is None or self._opening or self._tracker_silent(now):
+        if self._opening or self._tracker_silent(now):
             return
         for service in self.settings.services:
             holder = service.fixed_holder
-            if holder is None or (service.name, holder) in self._waiting:
+            if holder is None or (service.name, holder) in self._claims:
                 continue
             if any(held.element.service == service.name for held in self._held.values()):
                 continue  # his, or still on its way out
-            first = service.control[0]
-            request = ClaimPort(
-                gateway=self.settings.gateway,
-                epoch=self.epoch,
-                public_address=self.public.packed,
-                service=service.name,
-                peer=None,
-                holder=holder.packed,
-                mac=None,
-                protocol=UDP if first.protocol == "udp" else TCP,
-                source_port=0,
-                destination=bytes(4),
-                destination_port=0,
-                claim_timeout_ms=round(self.settings.claim_timeout_s * 1000),
-                observed_ns=now.wall_ns,
-            )
-            deadline_ns = now.monotonic_ns + round(self.settings.claim_timeout_s * SECOND_NS)
-            self._waiting[service.name, holder] = Waiting(request, None, deadline_ns)
-            yield Submit(request)
+            protocol = UDP if service.control[0].protocol == "udp" else TCP
+            to_nobody = Flow(protocol, Endpoint(holder.packed, 0), Endpoint(bytes(4), 0))
+            request = self._claim(service, to_nobody, now)
+            if request is not None:
+                self._claims.add(request, None, self._deadline_ns(now))
+                yield Submit(request)
 
     def see_outbox(self, now: Instant, *, room: bool, drained: bool) -> Iterator[Effect]:
         """Whether the outbox takes claims, and whether it is far from full: that it was full is a record."""
-        if not room and self._no_room_since_ns is None:
-            self._no_room_since_ns, self._refused_for_room = now.wall_ns, 0
-        elif drained and self._no_room_since_ns is not None and self.epoch is not None:
-            since_ns = min(self._no_room_since_ns, now.wall_ns)  # the clock may have been put back
-            refused, self._no_room_since_ns = self._refused_for_room, None
-            yield Submit(OutboxFilled(self.settings.gateway, self.epoch, since_ns, refused, now.wall_ns))
+        yield from self._gaps.see_outbox(self.epoch, now, room=room, drained=drained)
 
     def not_submitted(self, request: ClaimPort) -> Iterator[Effect]:
         """The outbox could not keep the claim (a full disk): as if it had been refused."""
@@ -360,32 +334,16 @@ class Gateway:
 
     def _speaker(self, udp: UdpPacket) -> tuple[Direction, Element, Held | None] | None:
         """Whose call the packet is of; the binding is unknown before the first session."""
-        source, destination = IPv4Address(udp.source.address), IPv4Address(udp.destination.address)
         known: Iterable[tuple[Element, Held | None]] = (
             ((element, None) for element in self._standing)
             if self.epoch is None
             else ((held.element, held) for held in self._in_force())
         )
         for element, held in known:
-            if element.holder not in (source, destination) or not self._carries(element.service, udp):
-                continue
-            other = destination if element.holder == source else source
-            if element.peer in (None, other):
-                return Direction.OUT if element.holder == source else Direction.IN, element, held
+            way = way_of(element, self._rewritten.get(element.service, ()), udp)
+            if way is not None:
+                return way, element, held
         return None
-
-    def _carries(self, name: str, udp: UdpPacket) -> bool:
-        """A host can hold several services: the one whose port is at either end (a caller's may be any)."""
-        service = self._services.get(name)
-        return (
-            service is not None
-            and any(
-                ports.protocol == "udp" and ports.first <= port <= ports.last
-                for ports in self._ports[name]
-                for port in (udp.source.port, udp.destination.port)
-            )
-            and service.rewrites
-        )
 
     def _learn(self, held: Held, udp: UdpPacket, now: Instant) -> Iterator[Effect]:
         talk = cuseeme.parse(udp.payload)
@@ -459,10 +417,7 @@ class Gateway:
         self._grant = reply
         self._go_by(self._asked)
         # The older epoch's queues end with the table: a packet left in them could get no verdict any more.
-        for waiting in self._waiting.values():
-            if waiting.packet is not None:
-                yield Verdict(waiting.packet, Action.DROP)
-        self._waiting.clear()
+        yield from self._claims.drop_all()
         self._successors.clear()
         if self.epoch is not None and reply.epoch <= self.epoch:
             # Another log was put in the old one's place: its numbers mean other bindings.
@@ -507,8 +462,8 @@ class Gateway:
 
     def _granted(self, request: ClaimPort, view: BindingView, now: Instant) -> Iterator[Effect]:
         # By host, not by request: a grant of an earlier claim serves the packet that waits now.
-        key = key_of_claim(request)
-        waiting = self._waiting.pop(key, None)
+        key = claimant_of(request)
+        waiting = self._claims.take(key)
         packet = None if waiting is None else waiting.packet
         if view.binding in self._held:
             if packet is not None:
@@ -536,20 +491,14 @@ class Gateway:
 
     def _claim_again(self, request: ClaimPort, now: Instant) -> Iterator[Effect]:
         """The same claim, behind the word that the holder before is gone."""
-        key = key_of_claim(request)
-        waiting = self._waiting.get(key)
-        if waiting is None or waiting.request != request or waiting.packet is None:
-            return  # given up: whoever sends next takes what is free now
         again = replace(request, observed_ns=now.wall_ns)
-        self._waiting[key] = Waiting(again, waiting.packet, waiting.deadline_ns)
-        yield Submit(again)
+        if self._claims.renew(request, again):  # else whoever sends next takes what is free now
+            yield Submit(again)
 
     def _refused(self, request: ClaimPort, *, is_over: bool = False) -> Iterator[Effect]:
-        key = key_of_claim(request)
-        waiting = self._waiting.get(key)
-        if waiting is None or waiting.request != request:
+        waiting, key = self._claims.take_refused(request), claimant_of(request)
+        if waiting is None:
             return
-        del self._waiting[key]
         self._count("claims_refused")
         yield Settle(*key) if is_over else Refuse(*key)
         if waiting.packet is not None:
@@ -640,12 +589,7 @@ class Gateway:
         is_again = epoch == self.epoch  # with other rules
         self.epoch = epoch
         self._standing = ()
-        self._seen_good_ns = now.wall_ns
-        if not is_again:
-            self._dropped = {}  # the queues are new
-        for what, since_ns, until_ns in self._holes:
-            yield self._hole(epoch, what, since_ns, until_ns)
-        self._holes.clear()
+        yield from self._gaps.begin_session(epoch, now, new_queues=not is_again)
         for report in self._unheard:
             # The tracker took it from no worker whose session was over; told twice, it counts once.
             yield Submit(replace(report, epoch=epoch))
@@ -682,16 +626,7 @@ class Gateway:
 
     def restored(self, what: str, now: Instant) -> Iterator[Effect]:
         """The kernel is as it should be again: the hole goes into the log."""
-        since_ns = self._seen_good_ns if self._seen_good_ns is not None else now.wall_ns
-        self._seen_good_ns = now.wall_ns
-        if self.epoch is not None:
-            yield self._hole(self.epoch, what, since_ns, now.wall_ns)
-        else:
-            self._holes = [*self._holes[1 - HOLES_KEPT :], (what, since_ns, now.wall_ns)]
-
-    def _hole(self, epoch: int, what: str, since_ns: int, until_ns: int) -> Submit:
-        since_ns = min(since_ns, until_ns)  # the clock may have been put back
-        return Submit(KernelStateRestored(self.settings.gateway, epoch, what, since_ns, until_ns))
+        yield from self._gaps.restored(self.epoch, what, now)
 
     def peers_seen(self, binding: int, live: Iterable[IPv4Address]) -> Iterator[Effect]:
         """After a hang-up: unbind unless another peer is in conversation, or is being called."""
@@ -727,12 +662,13 @@ class Gateway:
             yield from self._announce(now)
         whole = True
         if self.epoch is None:
-            self._standing, self._standing_epoch = tuple(standing_elements(kernel)), kernel.epoch
+            self._standing, self._standing_epoch = tuple(kernel.elements()), kernel.epoch
         else:
-            yield from self._overflows(self.epoch, kernel, now)
+            unheard = self._tracker_silent(now)
+            yield from self._gaps.see_dropped(self.epoch, kernel.dropped, now, unheard=unheard)
             whole = yield from self._compare(kernel, now)
         if kernel.queueing and whole:
-            self._seen_good_ns = now.wall_ns
+            self._gaps.see_good(now)
 
     def _compare(self, kernel: KernelView, now: Instant) -> Generator[Effect, None, bool]:
         """End what ran idle, bring back what is missing, remove strays; whether nothing was missing."""
@@ -763,18 +699,6 @@ class Gateway:
         for service, public in kernel.inbound.keys() - publics:
             yield RemoveStray(service, None, public)
         return not broken
-
-    def _overflows(self, epoch: int, kernel: KernelView, now: Instant) -> Iterator[Effect]:
-        for queue, dropped in kernel.dropped.items():
-            more = max(0, dropped - self._dropped.get(queue, 0))
-            self._dropped[queue] = dropped
-            self._unsaid_drops[queue] = self._unsaid_drops.get(queue, 0) + more
-        if self._tracker_silent(now):
-            return  # added up meanwhile: a flood must not fill the outbox
-        for queue, more in self._unsaid_drops.items():
-            if more > 0:
-                yield Submit(QueueOverflowed(self.settings.gateway, epoch, queue, more, now.wall_ns))
-        self._unsaid_drops.clear()
 
     def _leave_old_addresses(self) -> Iterator[Effect]:
         for held in list(self._in_force()):
@@ -832,7 +756,7 @@ class Gateway:
         if wanted == before or self.epoch is None or self._opening or self._closing:
             return
         if wanted.definitions != before.definitions:
-            if self._no_room_since_ns is None:  # else at a later tick
+            if not self._gaps.is_outbox_full:  # else at a later tick
                 yield from self._open()
             return
         self._go_by(wanted)
@@ -849,7 +773,7 @@ class Gateway:
             if service.passthrough != former.get(service.name, service).passthrough
         }
         self._services = {service.name: service for service in settings.services}
-        self._ports = {service.name: service.ports() for service in settings.services}
+        self._rewritten = {it.name: it.ports() for it in settings.services if it.rewrites}
         for held in self._held.values():
             held.set_idle(self._idle_ns(held.element.service))
         # Of a service that is no more, nothing is left when the table is replaced.
@@ -862,10 +786,7 @@ class Gateway:
         grant is given back.
         """
         self._closing = True
-        for waiting in self._waiting.values():
-            if waiting.packet is not None:
-                yield Verdict(waiting.packet, Action.DROP)
-        self._waiting.clear()
+        yield from self._claims.drop_all()
         if self.epoch is not None:
             if self.settings.fence:
                 yield EndLease()
@@ -898,14 +819,10 @@ class Gateway:
             yield from self._open()
 
     def _give_up_claims(self, now: Instant) -> Iterator[Effect]:
-        for key, waiting in list(self._waiting.items()):
-            if waiting.packet is not None and waiting.deadline_ns <= now.monotonic_ns:
-                self._waiting[key] = Waiting(waiting.request, None, waiting.deadline_ns)
-                self._count("claims_timed_out")
-                yield Refuse(*key)
-                yield Verdict(waiting.packet, Action.REFUSE)
-            elif waiting.packet is None and waiting.deadline_ns + TRACKER_SILENT_NS <= now.monotonic_ns:
-                del self._waiting[key]  # whatever comes now is late, and goes back
+        for claimant, packet in self._claims.given_up(now):
+            self._count("claims_timed_out")
+            yield Refuse(*claimant)
+            yield Verdict(packet, Action.REFUSE)
 
     def _tick_ns(self) -> int:
         """From one heartbeat to the next."""
@@ -918,25 +835,3 @@ class Gateway:
         if self.settings.fence and self._grant is not None:
             yield Offer(self._nonce, self._grant.lease_ms)
         yield Send(Heartbeat(self.settings.gateway, epoch, self._nonce))
-
-
-def translated(udp: UdpPacket, direction: Direction, element: Element, *, hairpinned: bool) -> bytes:
-    """A packet's payload on the other side; ports are kept, so the public port is the private one."""
-    payload = udp.payload
-    for way, ours in ((Direction.OUT, udp.source), (Direction.IN, udp.destination)):
-        if hairpinned or way is direction:
-            payload = cuseeme.translate(payload, way, Endpoint(element.public.packed, ours.port), ours)
-    return payload
-
-
-def standing_elements(kernel: KernelView) -> Iterator[Element]:
-    """What a kernel holds, whoever put it there."""
-    for (service, holder), left_s in kernel.holders.items():
-        public = kernel.outbound.get((service, holder))
-        if public is not None:
-            yield element_of(service, holder, public, left_s)
-
-
-def key_of_claim(request: ClaimPort) -> tuple[str, Key]:
-    peer = None if request.peer is None else IPv4Address(request.peer)
-    return request.service, key_of(IPv4Address(request.holder), peer)

@@ -252,7 +252,7 @@ def withdrawn_too_early(original: Callable[..., Any]) -> Callable[..., Any]:
 def late_grant_ignored(original: Callable[..., Any]) -> Callable[..., Any]:
     def granted(self: Any, request: ClaimPort, view: BindingView, now: Instant) -> Iterable[object]:
         key = (request.service, IPv4Address(request.holder))
-        return original(self, request, view, now) if key in self._waiting else ()
+        return original(self, request, view, now) if key in self._claims else ()
 
     return granted
 
