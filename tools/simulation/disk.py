@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
+from eventlog.lock import WriterLock
 from eventlog.reading import LogReader
 from eventlog.record import Record
 from eventlog.store import Answer, AppendFailed, Log, LogBusy
@@ -39,7 +40,7 @@ class LogDisk:
         self.appending: Callable[[Sequence[Record]], object] = lambda _: None
         self.committed: Callable[[Sequence[Record], Sequence[Answer]], object] = lambda _, __: None
         self.opened = type("OpenedLog", (SimulatedLog,), {"disk": self})
-        memory = Path("/dev/shm")  # noqa: S108 (a directory of our own in it, removed at the end)
+        memory = Path("/dev/shm")  # noqa: S108 - a directory of our own in it, removed at the end
         self._directory = Path(
             tempfile.mkdtemp(prefix="porthold-simulate-", dir=memory if memory.is_dir() else None)
         )
@@ -126,7 +127,7 @@ class SimulatedLog(Log):
 
     disk: ClassVar[LogDisk]
 
-    def append(self, records: Sequence[Record], **rest: Any) -> range:  # noqa: ANN401 (as the real one has them)
+    def append(self, records: Sequence[Record], **rest: Any) -> range:  # noqa: ANN401 - as the real one has them
         disk = self.disk
         rest["answers"] = answers = list(rest.get("answers", ()))
         disk.appending(records)
@@ -169,8 +170,11 @@ class SimulatedLog(Log):
 # --- outboxes ---------------------------------------------------------------------------------------------
 
 
-class _NoLock:
+class _NoLock(WriterLock):
     """The simulation's processes are no processes: their lock is `OutboxDisk.user`."""
+
+    def __init__(self) -> None:
+        """Without a file."""
 
     def release(self) -> None:
         """Nothing is held."""
@@ -223,7 +227,7 @@ class SimulatedOutbox(Outbox):
             disk.connection.execute("ROLLBACK")  # what a kill interrupted
         path = Path(f"{worker}.outbox")
         _prepare(path, disk.connection, worker, now_ns)
-        made = cls(path, disk.connection, _NoLock(), disk.limit)  # type: ignore[arg-type]
+        made = cls(path, disk.connection, _NoLock(), disk.limit)
         made.process, made.disk = process, disk
         disk.user = process
         if made.incarnation not in disk.incarnations:

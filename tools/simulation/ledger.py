@@ -202,7 +202,7 @@ class Ledger:
         for key in [key for key in self.submissions if key[:2] == (worker, before)]:
             self.submissions[worker, after, key[2]] = self.submissions.pop(key)
 
-    def _record(  # noqa: C901, PLR0912 (one branch for each event)
+    def _record(  # noqa: C901, PLR0912 - one branch for each event
         self, event: Event, record: Record
     ) -> None:
         now_ns = self.world.now_ns

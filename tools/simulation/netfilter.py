@@ -7,13 +7,13 @@ Rule 3: what is seen here to go to a host, or out under a public address, is tol
 only.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from ipaddress import IPv4Address
 from typing import Final
 
 from rewriter.cuseeme import Message
-from rewriter.vocabulary import CLAIM, OPENED_INSIDE, OPENED_OUTSIDE, REFUSED, TALK, Service
+from rewriter.vocabulary import CLAIM, OPENED_INSIDE, OPENED_OUTSIDE, REFUSED, TALK, Ports, Service
 from tools.simulation.nft import Set, Tables
 from tools.simulation.packets import Entry, Packet, PacketQueue, Tuple, Witness
 from tools.simulation.world import SECOND_NS, World
@@ -473,9 +473,9 @@ def _is_outward(packet: Packet) -> bool:
     return not packet.destination.startswith("192.168.")
 
 
-def _numbers(ports: tuple[object, ...]) -> frozenset[int]:
+def _numbers(ports: Iterable[Ports]) -> frozenset[int]:
     found: set[int] = set()
     for span in ports:
-        if getattr(span, "protocol", "") == "udp":
-            found.update(range(span.first, span.last + 1))  # type: ignore[attr-defined]
+        if span.protocol == "udp":
+            found.update(range(span.first, span.last + 1))
     return frozenset(found)

@@ -44,7 +44,7 @@ class Packet:
 
 
 @cache
-def _packet_bytes(  # noqa: PLR0917 (what a packet is made of)
+def _packet_bytes(  # noqa: PLR0917 - what a packet is made of
     source: str, sport: int, destination: str, dport: int, talk: int | None, user_name: str
 ) -> bytes:
     sender = Endpoint(IPv4Address(source).packed, sport)

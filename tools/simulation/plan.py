@@ -64,7 +64,7 @@ class Plan:
 
 def plan_of(seed: int) -> Plan:
     """The plan that a seed stands for."""
-    chance = random.Random(f"{seed}/plan")  # noqa: S311 (a simulation's chance)
+    chance = random.Random(f"{seed}/plan")  # noqa: S311 - a simulation's chance
     setting = replace(_setting(chance), fenced=_apart(seed, "fenced").random() < FENCED)
     apart = _apart(seed, "shared")
     if apart.random() < SHARED:
@@ -81,7 +81,7 @@ def plan_of(seed: int) -> Plan:
 
 
 def _apart(seed: int, use: str) -> random.Random:
-    return random.Random(f"{seed}/{use}")  # noqa: S311 (a simulation's chance)
+    return random.Random(f"{seed}/{use}")  # noqa: S311 - a simulation's chance
 
 
 def _shared(chance: random.Random, setting: Setting) -> Setting:
@@ -187,7 +187,7 @@ LASTING: Final = (
 )
 
 
-def _fault(  # noqa: C901, PLR0911, PLR0912 (one branch for each kind)
+def _fault(  # noqa: C901, PLR0911, PLR0912 - one branch for each kind
     chance: random.Random, setting: Setting, kind: str
 ) -> Step:
     gateway, at_ns = _gateway(chance, setting), _time(chance, first_ns=SECOND_NS // 2)

@@ -1,4 +1,4 @@
-# ruff: noqa: ANN401 (what is replaced knows its own types; a mistake has none)
+# ruff: noqa: ANN401 - what is replaced knows its own types; a mistake has none
 """Bugs to be planted: does the simulation find what it is there to find?
 
 Rule 1: each changes the real code by replacing one function of it for the time of a run; nothing in the real
@@ -197,7 +197,8 @@ def outbox_cleared_when_sent(original: Callable[..., Any]) -> Callable[..., Any]
     def send_due(self: Any, now: Instant) -> None:
         original(self, now)
         kept = [sequence for sequence, _, _ in self._outbox.messages()]
-        sent = [number for number, it in self._conversation._pending.items() if it.sent_ns]  # noqa: SLF001
+        waiting = self._conversation._pending  # noqa: SLF001 - the mistake would be made in there
+        sent = [number for number, it in waiting.items() if it.sent_ns]
         if gone := [number for number in kept if number in sent]:
             self._outbox.remove(gone)
 
@@ -207,7 +208,8 @@ def outbox_cleared_when_sent(original: Callable[..., Any]) -> Callable[..., Any]
 @bug(Conversation, "due", 0, "What was not answered is not sent again.")
 def never_sent_again(original: Callable[..., Any]) -> Callable[..., Any]:
     def due(self: Any, now: Instant) -> Iterator[tuple[int, bytes]]:
-        return original(self, Instant(now.wall_ns, 0))  # type: ignore[no-any-return]
+        messages: Iterator[tuple[int, bytes]] = original(self, Instant(now.wall_ns, 0))
+        return messages
 
     return due
 
@@ -228,7 +230,8 @@ def install_before_record(original: Callable[..., Any]) -> Callable[..., Any]:
                 )
             case _:
                 pass
-        return original(self, effect)  # type: ignore[no-any-return]
+        brought_about: Iterable[object] = original(self, effect)
+        return brought_about
 
     return attempt
 
@@ -243,7 +246,8 @@ def withdrawn_too_early(original: Callable[..., Any]) -> Callable[..., Any]:
                 self._kernel.withdraw(element)
                 return ()
             case _:
-                return original(self, effect)  # type: ignore[no-any-return]
+                brought_about: Iterable[object] = original(self, effect)
+                return brought_about
 
     return change
 

@@ -202,7 +202,10 @@ class Site:
         """Whether another epoch stands in the kernel than this worker's, or none any more."""
         worker, namespace = self.workers.get(process), self.kernel_of[process]
         table = namespace.tables.table
-        return worker is not None and (table is None or table.epoch() != worker._kernel.epoch)  # noqa: SLF001
+        if worker is None:
+            return False
+        believed = worker._kernel.epoch  # noqa: SLF001 - what it goes by; nobody else is ever told
+        return table is None or table.epoch() != believed
 
     def power_off(self, host: Host, for_ns: int) -> None:
         """The host's processes, kernels and unsynced writes are gone; it comes up again later."""
@@ -224,7 +227,7 @@ class Site:
         section = TrackerSection(lease_s=self.setting.lease_s, alive_s=2.0, log=self.log.path)
         tracker.server.serve(section, SimulatedSupervision(process), lambda: section)
 
-    def _machine(self, state: State, **rest: Any) -> Machine:  # noqa: ANN401 (as the real one has them)
+    def _machine(self, state: State, **rest: Any) -> Machine:  # noqa: ANN401 - as the real one has them
         self.machine = Machine(state, **rest)
         return self.machine
 
@@ -233,10 +236,11 @@ class Site:
         self, _context: object, section: TrackerSection, _porter: object, _keyring: object
     ) -> Iterator[list[Door]]:
         process = self.world.process
-        yield [
-            Door(RouterSocket(self.network, process, section.local_socket(role).endpoint), role)  # type: ignore[arg-type]
-            for role in Role
-        ]
+        doors = []
+        for role in Role:
+            socket: Any = RouterSocket(self.network, process, section.local_socket(role).endpoint)
+            doors.append(Door(socket, role))
+        yield doors
 
     def _run_worker(self, place: Place, unit: Unit, process: Process) -> None:
         self.kernel_of[process] = place.kernel

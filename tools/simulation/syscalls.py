@@ -132,7 +132,7 @@ Held = dict["SimulatedPacket", int]
 class SimulatedQueue:
     """rewriter.queues.Queue."""
 
-    def __init__(  # noqa: PLR0917 (what makes a queue)
+    def __init__(  # noqa: PLR0917 - what makes a queue
         self,
         world: World,
         held: Held,

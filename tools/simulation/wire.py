@@ -341,10 +341,10 @@ class SimulatedZmq:
     def __init__(self, network: Network) -> None:
         self._network = network
 
-    def Context(self) -> SimulatedContext:  # noqa: N802 (zmq's name)
+    def Context(self) -> SimulatedContext:  # noqa: N802 - zmq's name
         return SimulatedContext(self._network)
 
-    def Poller(self) -> SimulatedPoller:  # noqa: N802 (zmq's name)
+    def Poller(self) -> SimulatedPoller:  # noqa: N802 - zmq's name
         return SimulatedPoller(self._network.world.process)
 
     def __getattr__(self, name: str) -> object:

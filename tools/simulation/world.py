@@ -76,7 +76,7 @@ class World:
     def chance(self, use: str) -> random.Random:
         """The stream of chance for one use."""
         if use not in self._streams:
-            self._streams[use] = random.Random(f"{self.seed}/{use}")  # noqa: S311 (a simulation's chance)
+            self._streams[use] = random.Random(f"{self.seed}/{use}")  # noqa: S311 - a simulation's chance
         return self._streams[use]
 
     def at(self, at_ns: int, action: Callable[[], object]) -> None:
@@ -303,7 +303,7 @@ class Process:
             self.main()
         except Killed:
             pass
-        except BaseException as error:  # noqa: BLE001 (whatever ends a process is the supervisor's to judge)
+        except BaseException as error:  # noqa: BLE001 - whatever ends a process is the supervisor's to judge
             self.error = error
         finally:
             self.alive = False

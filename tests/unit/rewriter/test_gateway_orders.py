@@ -100,7 +100,7 @@ class Gateways(RuleBasedStateMachine):
             follow = [self.carry_out_one(effect) for effect in waiting.popleft()]
             waiting.extendleft(reversed(follow))
 
-    def carry_out_one(self, effect: Effect) -> Iterable[Effect]:  # noqa: C901, PLR0911, PLR0912 (a table)
+    def carry_out_one(self, effect: Effect) -> Iterable[Effect]:  # noqa: C901, PLR0911, PLR0912 - a table
         gateway, kernel, now = self.gateway, self.kernel, moment(self.seconds)
         needs_table = (Install, Withdraw, Purge, RemoveStray, Refuse, Settle)
         if isinstance(effect, needs_table) and kernel.epoch is None:
