@@ -16,11 +16,11 @@ from itertools import chain
 from pathlib import Path
 
 import zmq
-from netfilterqueue import Packet
 from prometheus_client.core import Metric
 
 from eventlog.note import KeyUnusable
 from rewriter import kernel, metrics, packet, probing, queues
+from rewriter.claims import TRACKER_SILENT_NS
 from rewriter.command import KernelRefused
 from rewriter.configuration import (
     QUEUES_BY_EPOCH,
@@ -33,7 +33,6 @@ from rewriter.configuration import (
     with_live_settings,
 )
 from rewriter.effects import (
-    Action,
     Adopt,
     CheckPeers,
     Effect,
@@ -52,10 +51,11 @@ from rewriter.effects import (
     Verdict,
     Withdraw,
 )
-from rewriter.gateway import TRACKER_SILENT_NS, Gateway, Settings
+from rewriter.gateway import Gateway, Settings
 from rewriter.kernel import GatewayKernel
-from rewriter.queues import Queue, QueueBusy
-from rewriter.vocabulary import CLAIM, HAIRPINNED, REFUSED, TALK, Ruleset
+from rewriter.queues import QueueBusy
+from rewriter.upcalls import Upcalls, is_hairpinned
+from rewriter.vocabulary import Ruleset
 from tracker.client import Credentials, Keeper, OutboxFull, TrackerClient
 from tracker.clock import read_clock
 from tracker.configuration import ConfigurationError
@@ -159,9 +159,6 @@ class Worker:
         self._files = {settings.revision: file}
         self._gateway = Gateway(settings, public_address(section))
         self._kernel = GatewayKernel(self._rules, read_clock)
-        self._queues: dict[str, Queue] = {}
-        self._packets: dict[int, Packet] = {}
-        self._numbers = 0
         self._look_ns = 0
         self._say_ns = 0
         self._room = True
@@ -170,10 +167,12 @@ class Worker:
         self._denied: str | None = None
         self._began_ns = read_clock().monotonic_ns
         self._said_silent = False
-        self._upcalls: Counter[str] = Counter()
         self._restored: Counter[str] = Counter()
         self._lost: dict[str, int] = {}
         self._poller = zmq.Poller()
+        self._upcalls = Upcalls(
+            self._poller, self._gateway.translate, rewrites_in_kernel=self._rewrites_in_kernel
+        )
         self._client = TrackerClient.open(
             section.tracker or file.tracker.endpoint,
             worker=section.worker or section.name,
@@ -248,8 +247,8 @@ class Worker:
             silence_s=None if heard_ns is None else (read_clock().monotonic_ns - heard_ns) / 1e9,
             events=dict(gateway.counters),
             restored=dict(self._restored),
-            upcalls=dict(self._upcalls),
-            waiting={name: lengths.get(queue.number, 0) for name, queue in self._queues.items()},
+            upcalls=dict(self._upcalls.counted),
+            waiting={name: lengths.get(number, 0) for name, number in self._upcalls.queues.items()},
             dropped=dict(self._lost),
         )
         return metrics.families(standing)
@@ -311,9 +310,8 @@ class Worker:
         self._see_outbox()
         # OpenContinues first: a hang-up that waits here frees the port for the claim behind it.
         for name in ("talks", "claims"):
-            queue = self._queues.get(name)
-            if queue is not None and queue.fileno() in ready:
-                self._receive(name, queue)
+            if self._upcalls.descriptor(name) in ready:
+                self._receive(name)
         now = read_clock()
         self._client.tick(now)
         self._carry_out(self._gateway.handle_timer(now))
@@ -394,7 +392,7 @@ class Worker:
         if self._kernel.epoch is None:
             return
         try:
-            if self._queues:
+            if self._upcalls.queues:
                 self._kernel.keep_alive()
         except KernelRefused as refusal:
             # The table is gone, or another epoch's: the view below says which, and what to do.
@@ -409,16 +407,13 @@ class Worker:
 
     # --- packets -----------------------------------------------------------------------------------------
 
-    def _receive(self, name: str, queue: Queue) -> None:
-        arrived = queue.receive()
-        self._upcalls[name] += len(arrived)
+    def _receive(self, name: str) -> None:
+        arrived = self._upcalls.receive(name)
         if name == "claims" and arrived:
             # A holder that has just expired in the kernel must be seen as gone before somebody else's claim.
             self._look_at_kernel()
         for queued in arrived:
-            self._numbers += 1
-            number = self._numbers
-            self._packets[number] = queued
+            number = self._upcalls.keep(queued)
             raw = queued.get_payload()
             now = read_clock()
             if name == "claims":
@@ -435,46 +430,9 @@ class Worker:
                     )
                 )
             else:
-                hairpinned = self._is_hairpinned(queued)
+                hairpinned = is_hairpinned(queued, self._kernel.rules)
                 effects = self._gateway.receive_talk(number, packet.parse(raw), now, hairpinned=hairpinned)
             self._carry_out(effects)
-
-    def _give_verdict(self, verdict: Verdict) -> None:
-        queued = self._packets.pop(verdict.packet)
-        rules = self._kernel.rules
-        mark = queued.get_mark() & ~(rules.packet_mark(CLAIM | TALK | REFUSED))
-        match verdict.action:
-            case Action.DROP:
-                queued.drop()
-                return
-            case Action.REFUSE:
-                queued.set_mark(mark | rules.packet_mark(REFUSED))
-            case Action.ACCEPT:
-                is_talk = bool(queued.get_mark() & rules.packet_mark(TALK))
-                if not self._replace_payload(queued, verdict.payload) and is_talk:
-                    queued.drop()
-                    return
-                queued.set_mark(mark)
-        queued.accept()
-
-    def _replace_payload(self, queued: Packet, payload: bytes | None) -> bool:
-        """Put the payload in; a claim's packet comes without: the kernel rewrites it, or nobody but us.
-
-        False for one that nobody can rewrite: its lengths lie, or netlink had no room for its last octets.
-        """
-        if payload is None and self._rewrites_in_kernel:
-            return True
-        udp = packet.parse(queued.get_payload())
-        if udp is None:
-            return self._rewrites_in_kernel
-        if payload is None:
-            payload = self._gateway.translate(udp, hairpinned=self._is_hairpinned(queued))
-        if payload is not None and udp.payload != payload:
-            queued.set_payload(udp.with_payload(payload))
-        return True
-
-    def _is_hairpinned(self, queued: Packet) -> bool:
-        return bool(queued.get_mark() & self._kernel.rules.packet_mark(HAIRPINNED))
 
     # --- effects -----------------------------------------------------------------------------------------
 
@@ -518,7 +476,7 @@ class Worker:
         ours = self._kernel.epoch
         if ours is None or not self._kernel.is_flushed():
             return
-        own = {queue.number for queue in self._queues.values()}
+        own = self._upcalls.queues.values()
         # Farther on the numbers have come round: a reader there may be an older one, still stopped.
         newer = self._kernel.other_reader(range(ours + 1, ours + QUEUES_BY_EPOCH // 2), own)
         if newer is not None:
@@ -527,7 +485,7 @@ class Worker:
     def _attempt(self, effect: Effect) -> Iterable[Effect]:
         match effect:
             case Verdict():
-                self._give_verdict(effect)
+                self._upcalls.give(effect, self._kernel.rules)
             case Submit():
                 try:
                     self._client.submit(effect.message, read_clock())
@@ -611,10 +569,10 @@ class Worker:
             return
         if standing is None:
             self._kernel.adopt(OPEN_EPOCH, ())
-            self._listen(OPEN_EPOCH)
+            self._upcalls.listen(self._rules(OPEN_EPOCH))
             return
         try:
-            self._listen(standing)
+            self._upcalls.listen(self._rules(standing))
             self._kernel.stand_in(standing)
             self._look_at_kernel()  # before the first OpenContinue: whose calls are in progress
         except QueueBusy as busy:
@@ -623,45 +581,21 @@ class Worker:
             )
 
     def _adopt(self, effect: Adopt) -> Iterable[Effect]:
-        old = dict(self._queues)
-        self._listen(effect.epoch)  # before the table sends anything there
+        self._upcalls.listen(self._rules(effect.epoch))  # before the table sends anything there
         kept, before = self._kernel.adopt(effect.epoch, effect.bindings, effect.moved_epoch)
         said = about("session-opened", epoch=effect.epoch, bindings=len(kept))
         log.info(
             "epoch %d: %d of %d bindings adopted", effect.epoch, len(kept), len(effect.bindings), extra=said
         )
-        for queue in old.values():
-            if queue not in self._queues.values():
-                for queued in queue.receive():
-                    queued.drop()
-                self._poller.unregister(queue.fileno())
-                queue.close()
+        self._upcalls.leave_former()
         return self._gateway.adopted(effect.epoch, kept, read_clock(), before=before)
-
-    def _listen(self, epoch: int) -> None:
-        rules = self._rules(epoch)
-        numbers = {"claims": rules.claim_queue, "talks": rules.talk_queue}
-        if {name: queue.number for name, queue in self._queues.items()} == numbers:
-            return
-        queues = {
-            # A call's keep-alive goes on with its header rewritten, if there is somebody to rewrite it.
-            name: Queue(number, passes_when_full=name == "talks" and self._rewrites_in_kernel)
-            for name, number in numbers.items()
-        }
-        for queue in queues.values():
-            self._poller.register(queue.fileno(), zmq.POLLIN)
-        self._queues = queues
 
     def _close(self) -> None:
         """Calls go on in the kernel without us; the tracker hears that we stopped on purpose."""
-        if (talks := self._queues.get("talks")) is not None:
-            self._receive("talks", talks)
+        self._receive("talks")
         self._carry_out(self._gateway.close_session())
-        for queued in self._packets.values():
-            queued.drop()
         # At once: without a reader the kernel lets OpenContinues pass, and drops claims.
-        for queue in self._queues.values():
-            queue.close()
+        self._upcalls.close()
         try:
             self._say_last_words()
         finally:

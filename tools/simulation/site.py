@@ -18,7 +18,7 @@ from typing import Any, Final
 import tracker.client
 import tracker.server
 from eventlog.store import AppendFailed
-from rewriter import connections, kernel, probing, queue_rules, service
+from rewriter import connections, kernel, probing, queue_rules, service, upcalls
 from rewriter.command import KernelRefused
 from rewriter.configuration import GatewayFile, kernel_services
 from rewriter.connections import Connection
@@ -272,8 +272,8 @@ class Site:
                 "read_clock": self._read_clock,
                 "zmq": zmq,
                 "host_identity": self._identity,
-                "Queue": self._queue,
             },
+            upcalls: {"Queue": self._queue},
             kernel: {
                 "Tables": lambda: SimulatedTables(self.world.process, self._kernel().tables),
                 "run": self._run,
