@@ -12,7 +12,8 @@ Rule 5: a session's grants end with it: the next one begins with all bindings th
 Rule 6: under fence a heartbeat leaves after its offer is made, and a session is closed after its lease is
   ended: the kernel never forwards for longer than the tracker has granted.
 
-Longer than other modules because it is one state machine: every rule above holds between its halves.
+Longer than other modules because it is one state machine: every rule above holds between its halves. What
+shares no state with it is beside it: `claims.py`, `gaps.py`, `holding.py`, `talking.py`.
 """
 
 from collections.abc import Generator, Iterable, Iterator
