@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab.conftest import SiteMaker
-from tests.lab.gateway_site import ANN, BOB, CALLER, REFLECTOR, SERVICE_PORT, Site, open_continue, video
+from tests.lab.gateway_site import ANN, BOB, CALLER, REFLECTOR, Site
 from tests.lab.test_gateway_standby import begin_call, numbers_received, sending
+from tests.lab.traffic import SERVICE_PORT, open_continue, video
 from tools.lab import wait_until
 from tracker.events import PortBound, SessionOpened, WorkerLost, WorkerReturned, from_record
 from tracker.keyring import (
