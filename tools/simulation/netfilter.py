@@ -31,7 +31,7 @@ class Kernel:
     `lasting_ns`: how long a timer of it runs that is to run so long.
     """
 
-    def __init__(  # noqa: PLR0917 (what makes a kernel)
+    def __init__(  # noqa: PLR0917 - what makes a kernel
         self,
         world: World,
         name: str,

@@ -440,6 +440,7 @@ def any_acknowledgement_taken(original: Callable[..., Any]) -> Callable[..., Any
     def receive(self: Any, request: object, reply: Any, *rest: Any, **more: Any) -> Iterator[object]:
         if isinstance(reply, HeartbeatAcknowledged):
             reply = replace(reply, nonce=self._nonce)
-        return original(self, request, reply, *rest, **more)  # type: ignore[no-any-return]
+        brought_about: Iterator[object] = original(self, request, reply, *rest, **more)
+        return brought_about
 
     return receive
