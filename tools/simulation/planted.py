@@ -22,7 +22,7 @@ from rewriter.holding import Held
 from rewriter.kernel import GatewayKernel
 from rewriter.vocabulary import Element, Service
 from tools.simulation.syscalls import replaced
-from tracker import claims, ownership, restrictions, sessions
+from tracker import claims, ownership, restrictions, sessions, transitions
 from tracker.client import TrackerClient
 from tracker.conversation import Conversation
 from tracker.events import ClockStepped
@@ -387,7 +387,7 @@ def offer_without_end(original: Callable[..., Any]) -> Callable[..., Any]:
 # --- two machines with one address ------------------------------------------------------------------------
 
 
-@bug(ownership, "_may_replace", 0, "A take-over on another machine does not wait for the lease.")
+@bug(sessions, "_may_replace", 0, "A take-over on another machine does not wait for the lease.")
 def taken_over_at_once(_original: Callable[..., Any]) -> Callable[..., Any]:
     def may_replace(session: Any, worker: str, body: Any) -> bool:
         return bool(body.take_over or session.worker == worker)
@@ -395,7 +395,7 @@ def taken_over_at_once(_original: Callable[..., Any]) -> Callable[..., Any]:
     return may_replace
 
 
-@bug(ownership, "_moved_epoch", 0, "Bindings that move to another machine are taken to be there.")
+@bug(transitions, "moved_epoch", 0, "Bindings that move to another machine are taken to be there.")
 def move_unnoticed(_original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *_words: 0
 
