@@ -99,7 +99,8 @@ class Archive:
     def open(cls, path: Path, wanted_hash: bytes | None = None) -> Self:
         """Open an archive; `wanted_hash`: of its header. Raises ArchiveDamaged, also where there is none."""
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # Not blocking: a pipe in its place would let nobody go on.
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise ArchiveDamaged(f"{path}: {error.strerror}") from error
         try:

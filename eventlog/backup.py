@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-from eventlog.archive import archive_name, archives_of
+from eventlog.archive import Archive, ArchiveDamaged, archive_name, archives_of
 from eventlog.disk import sync
 from eventlog.note import VerifyingKey
 from eventlog.projection import Projection
@@ -78,6 +78,10 @@ def _copy_archives(path: Path, partial: Path) -> None:
     directory.mkdir(mode=0o700)
     for span, digest in named:
         name = archive_name(span, digest)
+        try:  # Looked at first: of a device in its place no copy would ever end.
+            Archive.open(archives_of(path) / name, digest).close()
+        except ArchiveDamaged as error:
+            raise BackupFailed(str(error)) from error
         shutil.copy2(archives_of(path) / name, directory / name)
         sync(directory / name)
     sync(directory)

@@ -1,7 +1,9 @@
 """A backup is a clean log of one moment, or it is not there."""
 
+import os
 import sqlite3
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from eventlog.archive import archives_of
 from eventlog.backup import BackupFailed, backup
 from eventlog.retention import archive_segment, close_segment
 from eventlog.store import Log, LogReader
-from eventlog.verify import verify
+from eventlog.verify import FaultKind, verify
 from tests.unit.eventlog.samples import SECOND_NS, START_NS, Holders, held, make_log, many_held
 
 LATER_NS = START_NS + 10**6 * SECOND_NS
@@ -87,7 +89,7 @@ def test_a_backup_has_the_archives_too_or_is_none(tmp_path: Path) -> None:
         assert list(copied.read()) == list(reader.read())
     archive.write_bytes(archive.read_bytes()[:-1])
     other = tmp_path / "other.sqlite"
-    with pytest.raises(BackupFailed, match="not clean"):
+    with pytest.raises(BackupFailed, match="cut off"):
         backup(path, other, [Holders()])
     archive.unlink()
     with pytest.raises(BackupFailed, match="No such file"):
@@ -115,3 +117,20 @@ def test_a_replicators_own_tables_and_long_reads_are_no_harm(tmp_path: Path) -> 
             replicator.execute("ROLLBACK")
             assert log.give_back()
     assert backup(path, tmp_path / "copy.sqlite", [Holders()]).clean
+
+
+@pytest.mark.parametrize("put", [lambda path: path.symlink_to("/dev/zero"), os.mkfifo, Path.mkdir])
+def test_what_is_no_file_in_an_archive_s_place_is_a_fault_and_holds_nobody_up(
+    tmp_path: Path, put: Callable[[Path], None]
+) -> None:
+    path = make_log(tmp_path / "log.sqlite", 100)
+    with Log.open(path, projections=[Holders()]) as log:
+        close_segment(log, 96, LATER_NS)
+        archive = archive_segment(log, 0, LATER_NS)
+    archive.unlink()
+    put(archive)
+    with LogReader.open(path) as reader:
+        assert [fault.kind for fault in verify(reader).faults] == [FaultKind.ARCHIVE]
+    with pytest.raises(BackupFailed, match=archive.name):
+        backup(path, tmp_path / "backup.sqlite", [Holders()])
+    assert not (tmp_path / "backup.sqlite").exists()
