@@ -1,11 +1,11 @@
 """What was made from the records, made again: projections' tables and kept states, compared bit for bit."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from eventlog.faults import Fault, FaultKind
 from eventlog.kept_tables import TablesUnknown, beginning
-from eventlog.projection import Projection
+from eventlog.projection import Cell, Projection, Row
 from eventlog.reading import DAMAGE, RECORDS_PER_PROGRESS, LogReader, Progress, ignore_progress
 from eventlog.record import Record, RecordError
 from eventlog.snapshot import Snapshot, SnapshotDamaged, StateFold, check_snapshot
@@ -17,11 +17,16 @@ class Difference:
     """The first row in which a projection's live table differs from what the records give; None: no row."""
 
     table: str
-    live: object
-    folded: object
+    live: Row | None
+    folded: Row | None
 
     def __str__(self) -> str:
-        return f"{self.table}: the table has {self.live}, the records give {self.folded}"
+        if self.live is None or self.folded is None:
+            return _said(self.table, self.live, self.folded)
+        (key, value), *_ = self.live.items()
+        live = {name: cell for name, cell in self.live.items() if cell != self.folded[name]}
+        folded = {name: self.folded[name] for name in live}
+        return _said(f"{self.table}, {key} {_cell_text(value)}", live, folded)
 
 
 def compare_projection(
@@ -172,6 +177,23 @@ def _differences(reader: LogReader, folded: ProjectionTables) -> Iterator[Differ
     live = ProjectionTables(reader.connection_for_checks(), folded.projection)
     try:
         for table, live_row, folded_row in live.differences(folded):
-            yield Difference(table, live_row, folded_row)
+            names = tuple(folded.projection.tables[table].columns)
+            yield Difference(table, _row(names, live_row), _row(names, folded_row))
     except DAMAGE as error:
-        yield Difference(folded.projection.name, f"SQLite says: {error}", None)
+        yield Difference(folded.projection.name, {"SQLite says": str(error)}, None)
+
+
+def _row(names: Sequence[str], cells: Sequence[Cell] | None) -> Row | None:
+    return None if cells is None else dict(zip(names, cells, strict=True))
+
+
+def _said(where: str, live: Row | None, folded: Row | None) -> str:
+    return f"{where}: the table has {_row_text(live)}, the records give {_row_text(folded)}"
+
+
+def _row_text(row: Row | None) -> str:
+    return "no row" if row is None else ", ".join(f"{name} {_cell_text(it)}" for name, it in row.items())
+
+
+def _cell_text(cell: Cell) -> str:
+    return f"x'{cell.hex()}'" if isinstance(cell, bytes) else repr(cell)

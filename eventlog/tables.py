@@ -99,7 +99,9 @@ class ProjectionTables:
         statement = _select_statement(table, tuple(spec.columns), (), spec.primary_key)
         yield from map(tuple, self._connection.execute(statement, (-1,)))  # as in LogReader.stored_nodes
 
-    def differences(self, other: "ProjectionTables") -> Iterator[tuple[str, object, object]]:
+    def differences(
+        self, other: "ProjectionTables"
+    ) -> Iterator[tuple[str, tuple[Cell, ...] | None, tuple[Cell, ...] | None]]:
         """The first difference of each table: (table, row here, row there); None where one ends early."""
         for table in self._specs:
             for mine, theirs in zip_longest(self.all_rows(table), other.all_rows(table)):

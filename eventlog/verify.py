@@ -339,8 +339,11 @@ class _Check:
         wanted = Columns(
             record.type, record.wall_ns, source.name, source.incarnation, source.sequence, source.part
         )
-        if columns != wanted:
-            self._fault(position, FaultKind.COLUMNS, f"beside the bytes stands {columns}, they say {wanted}")
+        for name in Columns.__dataclass_fields__:
+            stands, said = getattr(columns, name), getattr(wanted, name)
+            if stands != said:
+                detail = f"beside the bytes stands {name} {stands!r}, they say {said!r}"
+                self._fault(position, FaultKind.COLUMNS, detail)
 
     def _check_clock(self, position: int, record: Record) -> None:
         high = self._high_wall_ns

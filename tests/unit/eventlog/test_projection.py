@@ -71,8 +71,13 @@ def test_a_changed_table_is_told_apart_from_the_records(path: Path) -> None:
         log._connection.execute("DELETE FROM changes")
         differences = {difference.table: difference for difference in compare_projection(log, Holders())}
         assert set(differences) == {"holders", "changes"}
-        assert "xff" in str(differences["holders"].live)
-        assert "b'b'" in str(differences["holders"].folded)
+        changed = differences["holders"]
+        assert (changed.live or {})["holder"] == b"\xff"
+        assert (changed.folded or {})["holder"] == b"b"
+        assert str(changed) == "holders, port 7649: the table has holder x'ff', the records give holder x'62'"
+        assert str(differences["changes"]).startswith(
+            "changes: the table has no row, the records give position 0"
+        )
         assert differences["changes"].live is None
 
 
