@@ -529,7 +529,8 @@ def check_layout(path: Path, connection: sqlite3.Connection) -> None:
     if newer := sorted(applied - KNOWN_MIGRATIONS):
         raise LogUnreadable(f"{path} was written by a newer version (it has {', '.join(newer)})")
     if pending:
-        raise LogUnreadable(f"{path} lacks {', '.join(pending)}: it is older; open it once for writing")
+        lacks = f"was written by an older version (it lacks {', '.join(pending)})"
+        raise LogUnreadable(f"{path} {lacks}: the next start of its writer, a tracker, brings it up to date")
 
 
 def _connect_read_only(path: Path) -> sqlite3.Connection:
