@@ -90,7 +90,9 @@ class Reference(Ledger):
             case Ending.HANG_UP if self._is_awake(message.gateway, worker):
                 for call in self.calls_of(message.gateway, bound.holder):
                     answered = max(begun_ns, self.world.now_ns - SECOND_NS) < call.answered_ns
-                    if answered and call.port == CUSEEME:
+                    # What it sent before it held was dropped: of such a peer the kernel knows no talk.
+                    spoken = call.sent_ns > max(begun_ns, here_ns)
+                    if answered and spoken and call.port == CUSEEME:
                         self.world.fail(TALKING, f"{message}, while it talks with {call.peer}")
             # Whoever took it out, and was killed before it said so, was alone to know why.
             case Ending.IDLE if self._knows(binding, worker) and (binding, place) not in self._removed:
