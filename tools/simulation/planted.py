@@ -75,7 +75,7 @@ def reply_before_append(original: Callable[..., Any]) -> Callable[..., Any]:
     return append
 
 
-@bug(tracker.server.Server, "_append", 31, "Records and answers are appended one after the other.")
+@bug(tracker.server.Server, "_append", 182, "Records and answers are appended one after the other.")
 def two_transactions(original: Callable[..., Any]) -> Callable[..., Any]:
     def append(self: Any, batch: Batch, *rest: object) -> None:
         if batch.answers and batch.records:
@@ -148,7 +148,7 @@ def epoch_unchecked_in_tracker(_original: Callable[..., Any]) -> Callable[..., A
     return session
 
 
-@bug(claims, "_unfit", 21, "The tracker grants what was asked for long ago.")
+@bug(claims, "_unfit", 22, "The tracker grants what was asked for long ago.")
 def stale_claims_granted(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda state, worker, body, _age_ms: original(state, worker, body, 0)
 
@@ -272,7 +272,7 @@ def refused_claims_keep_the_holder(original: Callable[..., Any]) -> Callable[...
     return refused
 
 
-@bug(Gateway, "_refused", 0, "The packet of a refused claim gets no verdict.")
+@bug(Gateway, "_refused", 1, "The packet of a refused claim gets no verdict.")
 def verdict_forgotten(original: Callable[..., Any]) -> Callable[..., Any]:
     def refused(self: Any, request: ClaimPort, **rest: object) -> Iterator[object]:
         yield from (it for it in original(self, request, **rest) if not isinstance(it, Verdict))
@@ -331,7 +331,7 @@ def hang_up_ends_all(_original: Callable[..., Any]) -> Callable[..., Any]:
 # --- the kernel -------------------------------------------------------------------------------------------
 
 
-@bug(ruleset, "fence", 44, "The kernel takes batches of any epoch.")
+@bug(ruleset, "fence", 52, "The kernel takes batches of any epoch.")
 def epoch_unchecked_in_kernel(_original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *_words, **_rest: ""
 
@@ -351,7 +351,7 @@ def nothing_adopted(_original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *_: None
 
 
-@bug(GatewayKernel, "_left_s", 9, "Whoever is adopted may be silent for the whole idle time again.")
+@bug(GatewayKernel, "_left_s", 96, "Whoever is adopted may be silent for the whole idle time again.")
 def adoption_lengthens_silence(original: Callable[..., Any]) -> Callable[..., Any]:
     def left_s(self: Any, element: Element, service: Service) -> float | None:
         return None if original(self, element, service) is None else 1e6
