@@ -93,6 +93,11 @@ def named(site: Site) -> set[str]:
     return {it.source.name for it in records if isinstance(from_record(it), PortBound | SessionOpened)}
 
 
+def is_lost(site: Site) -> bool:
+    """As the log has it; on a busy machine a worker may be silent for a lease once more than we see to."""
+    return len(site.events(WorkerLost)) > len(site.events(WorkerReturned))
+
+
 def test_a_call_through_a_gateway_whose_tracker_is_elsewhere_outlives_tracker_and_keys(
     remote: Remote,
 ) -> None:
@@ -108,21 +113,21 @@ def test_a_call_through_a_gateway_whose_tracker_is_elsewhere_outlives_tracker_an
         site.kill("tracker")
         site.start_tracker()
         revoke(remote.authority, WORKER)
-        wait_until(lambda: len(site.events(WorkerLost)) == 1, "that nothing is heard of a revoked key", 20)
+        wait_until(lambda: is_lost(site), "that nothing is heard of a revoked key", 20)
         site.await_said("rewriter", "does not answer: claims are refused")
         assert "is our key authorised there" in site.said("rewriter")
         bob.sendto(open_continue(BOB), TO_REFLECTOR)  # and nothing he claims by it is granted
         remote.authorise()
-        wait_until(lambda: len(site.events(WorkerReturned)) == 1, "the return of who is authorised again", 20)
+        wait_until(lambda: not is_lost(site), "the return of who is authorised again", 20)
         site.await_said("rewriter", "answers again")
         site.kill("tracker")
         remote.new_server_key()
         site.start_tracker()
-        wait_until(lambda: len(site.events(WorkerLost)) == 2, "a worker that meets another tracker's key", 20)
+        wait_until(lambda: is_lost(site), "a worker that meets another tracker's key", 20)
         site.kill("tracker")
         remote.old_server_key()
         site.start_tracker()
-        wait_until(lambda: len(site.events(WorkerReturned)) == 2, "the return to the tracker it knows", 20)
+        wait_until(lambda: not is_lost(site), "the return to the tracker it knows", 20)
     assert numbers_received(peer) == sent
     assert [bound.holder for bound in site.events(PortBound)] == [bytes(map(int, ANN.split(".")))]
     site.assert_running()
