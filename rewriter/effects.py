@@ -146,7 +146,10 @@ class EndLease:
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Somebody removed our table, queue rules or `elements`: bring them back; answer with `restored`."""
+    """Somebody removed our table, queue rules, routing or `elements`: bring that back.
+
+    Answer with `restored`.
+    """
 
     what: str
     elements: tuple[Element, ...]
@@ -184,8 +187,8 @@ class KernelView:
     """What the kernel was seen to hold.
 
     `holders`: (service, host) → seconds of the idle time left; `inbound` and `outbound`: (service, key)
-    → value. `epoch` None: no table. `queueing`: the queue rules are in place. `dropped`: packets lost so far,
-    by queue.
+    → value. `epoch` None: no table. `queueing`: the queue rules are in place. `routed`: the public address is
+    routed to the host that carries it itself, if there is one. `dropped`: packets lost so far, by queue.
     """
 
     epoch: int | None
@@ -195,6 +198,7 @@ class KernelView:
     queueing: bool = True
     public: IPv4Address | None = None
     dropped: dict[str, int] = field(default_factory=dict)
+    routed: bool = True
 
     def elements(self) -> Iterator[Element]:
         """What it holds, whoever put it there."""

@@ -153,9 +153,8 @@ def caller_rules(rules: Ruleset, service: Service) -> Iterator[str]:
     to_holder = f"counter name {name}_callers {{}} dnat to {service.receiver} map @{name}_inbound"
     yield f"{outside} {to_holder.format(mark_connection(rules, service, OPENED_OUTSIDE))}"
     if is_hairpinned(rules, service):
-        calling = " update @calling_address { ip saddr . @nh,96,32 }" if rules.rewrites_in_kernel else ""
         yield (
-            f"iifname {names(rules.lan)} {called} {service.sender} != @{service.held}{calling}"
+            f"iifname {names(rules.lan)} {called} {service.sender} != @{service.held}"
             f" {to_holder.format(mark_connection(rules, service, HAIRPIN))}"
         )
 

@@ -657,6 +657,8 @@ class Gateway:
             return
         if not kernel.queueing:
             yield Restore("queue rules", ())
+        if not kernel.routed:
+            yield Restore("routing", ())
         if kernel.public != self.public:
             self.public = kernel.public
             yield from self._leave_old_addresses()
@@ -668,7 +670,7 @@ class Gateway:
             unheard = self._tracker_silent(now)
             yield from self._gaps.see_dropped(self.epoch, kernel.dropped, now, unheard=unheard)
             whole = yield from self._compare(kernel, now)
-        if kernel.queueing and whole:
+        if kernel.queueing and kernel.routed and whole:
             self._gaps.see_good(now)
 
     def _compare(self, kernel: KernelView, now: Instant) -> Generator[Effect, None, bool]:

@@ -144,6 +144,7 @@ def hairpin_chains(rules: Ruleset) -> Iterator[str]:
         "",
         [
             f"@ih,32,32 != 0 @ih,32,32 set {private}",
+            "@ih,176,16 3 jump in_speakers_outside",  # before the sender becomes the public address, too
             "ct direction reply goto out_outside",
             f"@ih,64,16 2 {CALLER} . @ih,96,32 != @calling_address return",
             f"@ih,96,32 != 0 {has_mark(rules, SAME_PORT)} jump out_port",

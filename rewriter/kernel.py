@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
+from itertools import chain
 
 from rewriter import passing, ruleset
 from rewriter.belonging import claimed, former, is_between, is_in_the_way, is_of
@@ -24,6 +25,7 @@ from rewriter.effects import Carried, KernelView
 from rewriter.phrases import address_pair
 from rewriter.queue_rules import add_queue_rules, queue_rules_present, remove_queue_rules
 from rewriter.queues import queue_drops
+from rewriter.sets import Remembered, counter_names, remembered_sets
 from rewriter.tables import Tables
 from rewriter.vocabulary import (
     Element,
@@ -53,7 +55,6 @@ class GatewayKernel:
         self.tables = Tables()
         self.epoch: int | None = None
         self.rules: Ruleset = rules_for(0)
-        self._baseline: dict[str, tuple[int, int]] = {}
         self._loaded: dict[str, str | None] = {}
 
     def adopt(
@@ -81,20 +82,14 @@ class GatewayKernel:
         kept = [binding for binding, _ in found]
         elements = [element for _, element in found]
         was_passing = self.tables.chain("passing") is not None
-        counted = self.tables.counters() if self._loaded and before == self.epoch else {}
-        self.tables.apply(ruleset.render(rules, epoch, elements, replaces=before))
+        is_ours = before is not None and before >= moved_epoch
+        remembered = self._remembered(rules) if is_ours else Remembered()
+        self.tables.apply(ruleset.render(rules, epoch, elements, replaces=before, remembered=remembered))
         self.epoch, self.rules = epoch, rules
         self._loaded = self._chains()
         self._route(elements, was_passing=was_passing)
         self.ensure_queueing()
         remove_queue_rules(keep=() if rules.native_queue else (rules.claim_queue, rules.talk_queue))
-        self._baseline = {
-            name: (
-                self._baseline.get(name, (0, 0))[0] - packets,
-                self._baseline.get(name, (0, 0))[1] - octets,
-            )
-            for name, (packets, octets) in counted.items()
-        }
         self._forget_former(elements)
         for service in rules.services:
             here = [e for e in elements if e.service == service.name]
@@ -119,6 +114,16 @@ class GatewayKernel:
             for binding, element, expires_ns in seen
             if expires_ns > now_ns  # else it has run out meanwhile
         ]
+
+    def _remembered(self, rules: Ruleset) -> Remembered:
+        """What packets have written into the table that stands and that is to outlast it."""
+        sets: dict[str, dict[str, float]] = {}
+        for name in chain.from_iterable(map(remembered_sets, rules.services)):
+            try:
+                sets[name] = self.tables.remaining(name)
+            except KernelRefused:
+                continue
+        return Remembered(sets, self.tables.counters())
 
     def stand_in(self, epoch: int) -> None:
         """Serve what stands there, of this epoch, until the tracker has granted one of our own.
@@ -160,8 +165,10 @@ class GatewayKernel:
         service = self.rules.service(element.service)
         self._forget(service, lambda connection: is_in_the_way(element, connection))
         self._remove(element, anyone=True)  # a packet's refresh can bring back what was just deleted
-        counters = self.tables.counters()  # before the first packet that is this holder's
-        self._baseline.update({name: counters[name] for name in counter_names(service)})
+        if self.tables.epoch() != self.epoch:
+            raise KernelRefused("the table is another worker's: its counters are not ours to begin anew")
+        for name in counter_names(service):  # before the first packet that is this holder's
+            self.tables.reset_counter(name)
         if service.passthrough:
             self._route([element])
         self.tables.apply(ruleset.install(self.rules, self._epoch(), element))
@@ -194,6 +201,14 @@ class GatewayKernel:
             passing.set_up(run, self.rules, passed[0].public, passed[0].holder)
         elif was_passing or any(service.passthrough for service in self.rules.services):
             passing.take_down(run, self.rules)
+
+    def _is_routed(self, elements: Iterable[Element]) -> bool:
+        """Whether nobody has touched what `_route` did for these."""
+        passed = [element for element in elements if self.rules.service(element.service).passthrough]
+        try:
+            return not passed or passing.stands(run, self.rules, passed[0].public, passed[0].holder)
+        except KernelRefused:
+            return False
 
     def _remove(
         self, element: Element, *, anyone: bool = False, always: bool = False, to_anybody: bool = False
@@ -255,11 +270,7 @@ class GatewayKernel:
         counters = self.tables.counters()
         if self.tables.epoch() != self.epoch:  # asked for behind them: an epoch does not come back
             raise KernelRefused("the counters are another table's: they began anew")
-        counted: list[tuple[int, int]] = []
-        for name in counter_names(service):
-            now, before = counters.get(name, (0, 0)), self._baseline.get(name, (0, 0))
-            counted.append((now[0] - before[0], now[1] - before[1]))
-        sent, received, callers = counted
+        sent, received, callers = (counters.get(name, (0, 0)) for name in counter_names(service))
         return Carried(sent[0] + received[0], sent[1] + received[1], callers[0])
 
     def refuse(self, service: str, host: Key) -> None:
@@ -342,9 +353,12 @@ class GatewayKernel:
         if standing not in (None, self._epoch()):
             raise KernelRefused(f"the table is of epoch {standing}, ours is {self._epoch()}")
         if standing is None or not self.is_intact():
-            self.tables.apply(ruleset.render(self.rules, self._epoch(), elements, replaces=standing))
+            remembered = Remembered() if standing is None else self._remembered(self.rules)
+            batch = ruleset.render(
+                self.rules, self._epoch(), elements, replaces=standing, remembered=remembered
+            )
+            self.tables.apply(batch)
             self._loaded = self._chains()
-            self._baseline = {}
             for service in self.rules.services:
                 self._forget_claimed_tuples(service, [e for e in elements if e.service == service.name])
         else:
@@ -353,6 +367,7 @@ class GatewayKernel:
                 self.tables.apply(ruleset.install(self.rules, self._epoch(), element))
                 # Who rang while it was gone has a connection to nobody.
                 self._forget_claimed_tuples(self.rules.service(element.service), [element])
+        self._route([*self.standing_elements()])
         self.ensure_queueing()
 
     def live_peers(self, element: Element) -> set[IPv4Address]:
@@ -395,7 +410,13 @@ class GatewayKernel:
             "claims": drops.get(self.rules.claim_queue, 0),
             "talks": drops.get(self.rules.talk_queue, 0) + unread,
         }
-        return KernelView(epoch, holders, inbound, outbound, queueing, public, dropped)
+        standing = (
+            element_of(service, key, address)
+            for (service, key), address in outbound.items()
+            if (service, key) in holders
+        )
+        routed = self._is_routed(standing)
+        return KernelView(epoch, holders, inbound, outbound, queueing, public, dropped, routed)
 
     def _marked(self, service: Service) -> Iterator[Connection]:
         """Whoever opened them."""
@@ -415,10 +436,6 @@ class GatewayKernel:
         if elements:
             unmarked = connections("-m", f"0/{self.rules.mark_mask:#x}")
             delete_connections(claimed(unmarked, service, elements))
-
-
-def counter_names(service: Service) -> tuple[str, str, str]:
-    return f"{service.label}_sent", f"{service.label}_received", f"{service.label}_callers"
 
 
 def address_of(interface: str) -> IPv4Address | None:

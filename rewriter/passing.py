@@ -41,6 +41,16 @@ def set_up(run: Run, rules: Ruleset, public: IPv4Address, holder: IPv4Address) -
         run(["ip", "rule", "delete", "priority", "0", "lookup", "local"])
 
 
+def stands(run: Run, rules: Ruleset, public: IPv4Address, holder: IPv4Address) -> bool:
+    """Whether all of `set_up` is as it left it. KernelRefused when not even its table of routes is there."""
+    if priorities(run) != {OURS_AT, LOCAL_AT}:
+        return False
+    if any(Path(ACCEPT_LOCAL.format(interface)).read_text() != "1\n" for interface in rules.lan):
+        return False
+    routes: list[dict[str, Any]] = json.loads(run(["ip", "-j", "route", "show", "table", TABLE]) or "[]")
+    return [(route["dst"], route.get("gateway")) for route in routes] == [(str(public), str(holder))]
+
+
 def take_down(run: Run, rules: Ruleset) -> None:
     """Raises KernelRefused when `ip` would not."""
     standing = priorities(run)

@@ -41,7 +41,7 @@ from rewriter.forwarding import fence_chain, idle_chain, nat_chains, passing_cha
 from rewriter.header_chains import rewriting_chains, unmarking_chain
 from rewriter.phrases import address_pair
 from rewriter.selection import queue_chains, select_chains
-from rewriter.sets import left, service_sets, shared_sets
+from rewriter.sets import Remembered, left, service_sets, shared_sets
 from rewriter.vocabulary import Element, Key, Ruleset, Service, key_text
 
 TABLE = "porthold"
@@ -64,11 +64,17 @@ CLOCKS_APART = 2000
 """One in so many: our clock can be so slow, and the tracker's so fast (adjtimex allows 500 ppm)."""
 
 
-def table(rules: Ruleset, epoch: int, bindings: Sequence[Element], nat: Iterable[str]) -> str:
+def table(
+    rules: Ruleset,
+    epoch: int,
+    bindings: Sequence[Element],
+    nat: Iterable[str],
+    remembered: Remembered | None = None,
+) -> str:
     """The table's body with the given NAT chains."""
     sets = [*shared_sets(rules, epoch, bindings)]
     for service in rules.services:
-        sets += service_sets(rules, service, bindings)
+        sets += service_sets(rules, service, bindings, remembered or Remembered())
     parts = [
         "\n".join(f"  {line}" for line in sets),
         *passing_chain(rules),
@@ -88,13 +94,20 @@ def fence(epoch: int, new_epoch: int | None = None) -> str:
     return f"delete element ip {TABLE} epoch {{ {epoch} }}\nadd element ip {TABLE} epoch {{ {new} }}\n"
 
 
-def render(rules: Ruleset, epoch: int, bindings: Sequence[Element], *, replaces: int | None) -> str:
+def render(
+    rules: Ruleset,
+    epoch: int,
+    bindings: Sequence[Element],
+    *,
+    replaces: int | None,
+    remembered: Remembered | None = None,
+) -> str:
     """The first batch of an epoch: the whole table, with the bindings that are adopted.
 
     `replaces` is the epoch of the table that stands there now, None when there is none. Both ways it fails
     whole when the kernel holds something else: nobody replaces a newer worker's table.
     """
-    body = table(rules, epoch, bindings, nat_chains(rules))
+    body = table(rules, epoch, bindings, nat_chains(rules), remembered)
     if replaces is None:
         return f"create table ip {TABLE}\n{body}"
     return f"{fence(replaces)}delete table ip {TABLE}\n{body}"

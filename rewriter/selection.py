@@ -46,6 +46,11 @@ def select_chains(rules: Ruleset) -> Iterator[str]:
         mine = of_service(rules, service)
         if is_hairpinned(rules, service) and service.rewrites:
             hairpin = f"iifname {lan} {opened_by(rules, service, HAIRPIN)}"
+            # Its rewriting looks up whose address is the caller's own: with each packet, so that the set may
+            # be emptied in mid-call.
+            if rules.rewrites_in_kernel:
+                itself = "update @calling_address { ip saddr . @nh,96,32 }"
+                select.append(f"{hairpin} ct direction original {itself}")
             select += [
                 f"{hairpin} {add_mark(rules, HAIRPINNED)}",
                 f"{hairpin} ct direction original goto {name}_incoming",

@@ -4,7 +4,8 @@ Rule 1: who holds a port is an element; chains only look up. Rule 2: what anybod
   and times out (`DYNAMIC`), and is never the set that a holder is found in.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from ipaddress import collapse_addresses
 
 from rewriter.phrases import address_pair, elements, milliseconds
@@ -15,6 +16,7 @@ ALIVE_TIMEOUT_S = 3
 HUNG_UP_TIMEOUT_S = 5
 CALLED_TIMEOUT_S = 10
 CANNOT_KEEP_TIMEOUT_S = 5
+CALLING_TIMEOUT_S = 10
 COUNTERS = (
     "claims_queued",
     "claims_over_rate",
@@ -49,9 +51,8 @@ def shared_sets(rules: Ruleset, epoch: int, bindings: Sequence[Element]) -> Iter
         for port in range(span.first, span.last + 1)
     }
     yield f"set epoch {{ type mark; elements = {{ {epoch} }}; }}"
-    # Without @ih nothing passes unless it is alive; who loads the table is.
-    alive = "" if rules.rewrites_in_kernel else elements(["udp"])
-    yield f"set alive {{ type inet_proto; flags timeout; timeout {ALIVE_TIMEOUT_S}s;{alive} }}"
+    # Who loads the table is alive, and reads its queues.
+    yield f"set alive {{ type inet_proto; flags timeout; timeout {ALIVE_TIMEOUT_S}s; elements = {{ udp }}; }}"
     if rules.fenced:
         yield "set lease { type inet_proto; flags timeout; }"
         yield "set offered { type mark; flags timeout; }"
@@ -67,7 +68,7 @@ def shared_sets(rules: Ruleset, epoch: int, bindings: Sequence[Element]) -> Iter
         own_ports = elements(pair(port) for port in sorted(ports))
         yield f"set own_port {{ typeof udp sport . @ih,80,16;{own_ports} }}"
     if rules.hairpin and rules.rewrites_in_kernel:
-        yield f"set calling_address {{ {pairs}; size 4096; flags dynamic,timeout; timeout 3600s; }}"
+        yield f"set calling_address {{ {pairs}; {DYNAMIC} timeout {CALLING_TIMEOUT_S}s; }}"
     if kept := rules.kept_ports():
         yield f"set kept_ports {{ {PORT_SET}{elements(ports.text() for ports in kept)} }}"
         yield f"set source_port {{ type inet_service . inet_service; {DYNAMIC} timeout 10s; }}"
@@ -79,13 +80,48 @@ def shared_sets(rules: Ruleset, epoch: int, bindings: Sequence[Element]) -> Iter
 
 def left(service: Service, binding: Element) -> str:
     """An idle time that goes on where it stood: adopting a call must not lengthen its silence."""
-    if binding.left_s is None:
-        return ""
-    left_s = min(max(0.001, binding.left_s), service.idle_s)
-    return f" timeout {milliseconds(service.idle_s)} expires {milliseconds(left_s)}"
+    return "" if binding.left_s is None else expiring(service.idle_s, binding.left_s)
 
 
-def service_sets(rules: Ruleset, service: Service, bindings: Sequence[Element]) -> Iterator[str]:
+def expiring(timeout_s: float, left_s: float) -> str:
+    """The times of an element that has been there for a while."""
+    left_s = min(max(0.001, left_s), timeout_s)
+    return f" timeout {milliseconds(timeout_s)} expires {milliseconds(left_s)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What packets have written into a table, for the one that takes its place.
+
+    `sets` (of `remembered_sets`): name → element, as text → seconds left; `counters` (`counter_names`):
+    name → packets, octets.
+    """
+
+    sets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    counters: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def remembered_sets(service: Service) -> dict[str, float]:
+    """Those that a table which takes this one's place must know, too: name → time-out.
+
+    Without them a restart would let a former holder's packets claim as if they were a new call.
+    """
+    found = {f"{service.label}_hung_up": float(HUNG_UP_TIMEOUT_S)}
+    if service.callers == "contacted":
+        found[f"{service.label}_contacted"] = service.idle_s
+    if service.policy == "last":
+        found[f"{service.label}_called"] = CALLED_TIMEOUT_S
+    return found
+
+
+def counter_names(service: Service) -> tuple[str, str, str]:
+    """Of what a binding carries: sent, received, and connections opened to it."""
+    return f"{service.label}_sent", f"{service.label}_received", f"{service.label}_callers"
+
+
+def service_sets(
+    rules: Ruleset, service: Service, bindings: Sequence[Element], remembered: Remembered
+) -> Iterator[str]:
     mine = [binding for binding in bindings if binding.service == service.name]
     name, idle = service.label, f"timeout {milliseconds(service.idle_s)};"
     key = "ipv4_addr . ipv4_addr" if service.per_peer else "ipv4_addr"
@@ -100,19 +136,27 @@ def service_sets(rules: Ruleset, service: Service, bindings: Sequence[Element]) 
     yield f"map {name}_outbound {{ type {key} : ipv4_addr;{outbound} }}"
     yield f"set {name}_pending {{ type {key}; {DYNAMIC} timeout {PENDING_TIMEOUT_S}s; }}"
     yield f"set {name}_refused {{ type {key}; {DYNAMIC} timeout {milliseconds(rules.refused_s)}; }}"
-    yield f"set {name}_hung_up {{ type ipv4_addr . ipv4_addr; {DYNAMIC} timeout {HUNG_UP_TIMEOUT_S}s; }}"
-    yield f"counter {name}_sent {{ }}"
-    yield f"counter {name}_received {{ }}"
-    yield f"counter {name}_callers {{ }}"
+    hosts = f"type ipv4_addr . ipv4_addr; {DYNAMIC}"
+    written = {
+        found: f"timeout {milliseconds(timeout_s)};"
+        + elements(
+            f"{key}{expiring(timeout_s, left_s)}" for key, left_s in remembered.sets.get(found, {}).items()
+        )
+        for found, timeout_s in remembered_sets(service).items()
+    }
+    yield f"set {name}_hung_up {{ {hosts} {written[f'{name}_hung_up']} }}"
+    for counter in counter_names(service):
+        packets, octets = remembered.counters.get(counter, (0, 0))
+        yield f"counter {counter} {{ packets {packets} bytes {octets} }}"
     if service.called_at != f"{name}_ports":
         forward = elements(ports.text() for ports in merged(service.forward))
         yield f"set {service.called_at} {{ {PORT_SET}{forward} }}"
     if service.callers == "contacted":
-        yield f"set {name}_contacted {{ type ipv4_addr . ipv4_addr; {DYNAMIC} {idle} }}"
+        yield f"set {name}_contacted {{ {hosts} {written[f'{name}_contacted']} }}"
     elif service.callers is not None:
         networks = elements(str(network) for network in collapse_addresses(service.callers))
         yield f"set {name}_may_call {{ type ipv4_addr; flags interval;{networks} }}"
     if service.unsolicited == "nobody" or service.callers is not None or service.new_callers_per_minute:
         yield f"counter {name}_turned_away {{ }}"
     if service.policy == "last":
-        yield f"set {name}_called {{ type {CONNECTION}; {DYNAMIC} timeout {CALLED_TIMEOUT_S}s; }}"
+        yield f"set {name}_called {{ type {CONNECTION}; {DYNAMIC} {written[f'{name}_called']} }}"

@@ -18,7 +18,9 @@ from rewriter.command import KernelRefused
 from rewriter.ruleset import TABLE
 from rewriter.vocabulary import Key, Service, key_of
 
-TIMED_ELEMENT = re.compile(r"((?:[\d.]+ \. )?\d+\.\d+\.\d+\.\d+)(?: timeout \S+)? expires (\w+)")
+TIMED_ELEMENT = re.compile(
+    r"([\w.]+(?: \. [\w.]+)*)(?: limit rate \S+ burst \d+ packets)?(?: timeout \S+)? expires (\w+)"
+)
 SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
@@ -59,6 +61,12 @@ class Tables:
                 found[counter["name"]] = (counter["packets"], counter["bytes"])
         return found
 
+    def reset_counter(self, name: str) -> None:
+        """Let it begin at 0 again."""
+        code, _, error = self._nft.cmd(f"reset counter ip {TABLE} {name}")
+        if code != 0:
+            raise KernelRefused(first_lines(error))
+
     def epoch(self) -> int | None:
         """The epoch of the table that stands there; None when there is none."""
         try:
@@ -92,10 +100,13 @@ class Tables:
         except KernelRefused:
             return None
 
+    def remaining(self, name: str) -> dict[str, float]:
+        """A set with timeouts: element → seconds left. Listed as text: JSON has whole seconds only."""
+        return {key: seconds(left) for key, left in TIMED_ELEMENT.findall(self._text("set", name))}
+
     def timed(self, name: str) -> dict[Key, float]:
-        """A set of addresses with timeouts: address → seconds left, as text: JSON has whole seconds only."""
-        found = TIMED_ELEMENT.findall(self._text("set", name))
-        return {to_key(key.split(" . ")): seconds(left) for key, left in found}
+        """A set of addresses with timeouts: address → seconds left."""
+        return {to_key(key.split(" . ")): left_s for key, left_s in self.remaining(name).items()}
 
     def pairs(self, name: str) -> set[IPv4Address]:
         """The addresses that stand in a set of equal pairs."""

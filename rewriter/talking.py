@@ -32,9 +32,13 @@ def way_of(element: Element, ports: tuple[Ports, ...], udp: UdpPacket) -> Direct
 
 
 def translated(udp: UdpPacket, direction: Direction, element: Element, *, hairpinned: bool) -> bytes:
-    """A packet's payload on the other side; ports are kept, so the public port is the private one."""
+    """A packet's payload on the other side; ports are kept, so the public port is the private one.
+
+    Hairpinned, it comes in before it goes out: the public address it names is the receiver's, and then its
+    own becomes that.
+    """
     payload = udp.payload
-    for way, ours in ((Direction.OUT, udp.source), (Direction.IN, udp.destination)):
+    for way, ours in ((Direction.IN, udp.destination), (Direction.OUT, udp.source)):
         if hairpinned or way is direction:
             payload = cuseeme.translate(payload, way, Endpoint(element.public.packed, ours.port), ours)
     return payload

@@ -1,11 +1,17 @@
 """`passthrough`: a workstation carries the public address itself, and nothing of its calls is rewritten."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 
-from tests.lab.conftest import SiteMaker
+import pytest
+
+from tests.lab.conftest import SiteMaker, make_site
 from tests.lab.gateway_site import ANN, BOB, CALLER, PUBLIC, REFLECTOR, Site
 from tests.lab.traffic import SERVICE_PORT, capture, open_continue, received, refusals, video
 from tools.lab import wait_until
+from tracker.events import KernelStateRestored
 
 TO_PUBLIC = (PUBLIC, SERVICE_PORT)
 TO_REFLECTOR = (REFLECTOR, SERVICE_PORT)
@@ -15,6 +21,49 @@ def routing(site: Site) -> str:
     """All of the gateway's rules and routes, and what it takes in from the LAN."""
     words = "ip rule; ip route show table all; cat /proc/sys/net/ipv4/conf/lan0/accept_local"
     return site.lab.run("gateway", ["sh", "-c", words]).stdout
+
+
+def passed_site(new_site: SiteMaker, **words: dict[str, object]) -> Site:
+    """Running, with Ann's workstation carrying the public address."""
+    site = new_site(service={"policy": "fixed", "holder": ANN, "passthrough": True}, **words)
+    site.lab.run("workstation-1", ["ip", "address", "add", f"{PUBLIC}/32", "dev", "eth0"])
+    site.start()
+    site.await_holders(ANN)
+    return site
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "ip rule delete priority 10",
+        "ip rule delete priority 20",
+        "ip route flush table 7648",
+        "ip rule add priority 0 lookup local",
+        "echo 0 > /proc/sys/net/ipv4/conf/lan0/accept_local",
+    ],
+)
+def test_routing_that_somebody_takes_away_is_restored_and_recorded(passed: Site, harm: str) -> None:
+    site = passed
+    site.begin_test()
+    ann, caller = site.udp_socket("workstation-1", address=PUBLIC), site.udp_socket("caller", 5000)
+    before = routing(site)
+    site.lab.run("gateway", ["sh", "-c", harm])
+    assert routing(site) != before
+    wait_until(lambda: routing(site) == before, "the routing restored", 5)
+    caller.sendto(b"call", TO_PUBLIC)
+    assert ann.recvfrom(2048) == (b"call", (CALLER, 5000))
+    ann.sendto(b"answer", (CALLER, 5000))
+    assert caller.recvfrom(2048) == (b"answer", TO_PUBLIC)
+    wait_until(lambda: site.events(KernelStateRestored) != [], "the record of it", 5)
+    assert [event.what for event in site.events(KernelStateRestored)] == ["routing"]
+    assert site.holders() == [ANN]
+    site.open_until_end.close()
+
+
+@pytest.fixture(scope="module")
+def passed() -> Iterator[Site]:
+    with ExitStack() as stack:
+        yield passed_site(partial(make_site, stack))
 
 
 def test_a_workstation_that_carries_the_public_address_calls_and_is_called_unrewritten(

@@ -17,7 +17,7 @@ from tools.simulation.world import MILLISECOND_NS
 _SET: Final = re.compile(r"^  (set|map) (\w+) \{(.*)\}$", re.MULTILINE)
 _ELEMENTS: Final = re.compile(r"elements = \{ (.*?) \}")
 _TIMEOUT: Final = re.compile(r"[ ;]timeout (\d+)(ms|s);")
-_COUNTER: Final = re.compile(r"^  counter (\w+) ", re.MULTILINE)
+_COUNTER: Final = re.compile(r"^  counter (\w+) \{(?: packets (\d+) bytes (\d+))? \}$", re.MULTILINE)
 _QUEUE: Final = re.compile(r"queue (?:num|flags bypass to) (\d+)")
 _COMMAND: Final = re.compile(
     r"^(?:(create|delete|flush|list) (table) ip (\w+)|(add|delete) element ip (\w+) (\w+) \{ (.*) \}"
@@ -243,4 +243,7 @@ def _read_table(body: str, now_ns: int, lasting_ns: Callable[[int], int]) -> Tab
         sets[name] = made
     refusal = "icmp" if "reject with icmp" in body else "drop"
     queues = tuple(int(number) for number in _QUEUE.findall(body))
-    return Table(sets, {name: [0, 0] for name in _COUNTER.findall(body)}, queues, refusal)
+    counters = {
+        name: [int(packets or 0), int(octets or 0)] for name, packets, octets in _COUNTER.findall(body)
+    }
+    return Table(sets, counters, queues, refusal)

@@ -86,6 +86,11 @@ class SimulatedTables(tables.Tables):
             raise KernelRefused("Error: No such file or directory")
         return {name: (packets, octets) for name, (packets, octets) in table.counters.items()}
 
+    def reset_counter(self, name: str) -> None:
+        if self._tables.table is None:
+            raise KernelRefused("Error: No such file or directory")
+        self._tables.table.counters[name] = [0, 0]
+
     def numbers(self, services: Iterable[Service]) -> dict[str, int]:
         table = self._tables.table
         sets = {} if table is None else table.sets
@@ -100,12 +105,15 @@ class SimulatedTables(tables.Tables):
         table = self._tables.table
         return None if table is None or name not in HOOKED_CHAINS else f"{name} {table.chains}"
 
-    def timed(self, name: str) -> dict[Key, float]:
+    def remaining(self, name: str) -> dict[str, float]:
         now_ns = self._tables.clock()
         return {
-            _key(key): max(0, (element.expires_ns or 0) - now_ns) // MILLISECOND_NS / 1000
+            key: max(0, (element.expires_ns or 0) - now_ns) // MILLISECOND_NS / 1000
             for key, element in self._found(name).living(now_ns).items()
         }
+
+    def timed(self, name: str) -> dict[Key, float]:
+        return {_key(key): left_s for key, left_s in self.remaining(name).items()}
 
     def pairs(self, name: str) -> set[IPv4Address]:
         return {_address(key.partition(" . ")[0]) for key in self._found(name).living(self._tables.clock())}
