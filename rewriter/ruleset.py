@@ -31,8 +31,8 @@ A kernel before 5.16 has no `@ih`. There (`rewrites_in_kernel` False: datapath "
 the service that has a header goes through the OpenContinue queue, and the worker translates it; all else is
 the same. What finds no worker there is dropped, not passed: with the private address in it an OpenContinue
 would be another login at the reflector. So in this datapath a call stands still while its worker is dead or
-stopped, and goes on when it is back: peers wait for 60 s, and the port is held for the idle time. No rate
-holds callers off the queue there: who floods a held port from outside floods the worker.
+stopped, and goes on when it is back: peers wait for 60 s, and the port is held for the idle time. Callers
+that nobody has answered yet reach it at a bounded rate, all together; the holder itself could flood it.
 """
 
 from collections.abc import Iterable, Sequence

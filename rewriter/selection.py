@@ -75,6 +75,10 @@ def talk_rules(rules: Ruleset, *, of_callers: bool = False) -> Iterator[str]:
     `of_callers`: in connections opened outside, where a sender's address may be any.
     """
     if not rules.rewrites_in_kernel:
+        if of_callers:
+            # Who is answered is somebody's peer; of all others together a bound reaches the worker.
+            unanswered = f"ct state new limit rate over {CALLERS_TALK_RATE_PER_S}/second"
+            yield f"{unanswered} burst {CALLERS_TALK_RATE_PER_S} packets counter name never_queued drop"
         yield f"meta l4proto @alive counter name talks_queued {add_mark(rules, TALK)} accept"
         yield "counter name never_queued drop"
         return

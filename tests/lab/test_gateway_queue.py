@@ -9,7 +9,9 @@ from contextlib import ExitStack
 import pytest
 
 from rewriter.packet import Endpoint, build_udp
+from rewriter.selection import CALLERS_TALK_RATE_PER_S
 from tests.lab.conftest import make_site
+from tests.lab.flood import flooding
 from tests.lab.gateway_site import (
     ANN,
     BOB,
@@ -20,7 +22,7 @@ from tests.lab.gateway_site import (
     await_received,
     conference,
 )
-from tests.lab.traffic import SERVICE_PORT, capture, open_continue, received, refusals, udp_to, video
+from tests.lab.traffic import SERVICE_PORT, capture, open_continue, received, refusals, stream, udp_to, video
 from tools.lab import wait_until
 from tracker.events import Ending, HolderNamed
 
@@ -125,6 +127,27 @@ def test_another_workstation_is_refused_until_the_holder_is_idle(queue_site: Sit
     queue_site.udp_socket("workstation-2").sendto(open_continue(BOB), (REFLECTOR, SERVICE_PORT))
     queue_site.await_holders(BOB)
     assert [holding.reason for holding in queue_site.holdings()] == [Ending.IDLE, None]
+
+
+def test_callers_from_everywhere_reach_the_worker_at_a_bounded_rate(queue_site: Site) -> None:
+    queue_site.lab.run("internet", ["ip", "route", "replace", "198.18.0.0/15", "dev", "host1"])
+    listener, ann = queue_site.udp_socket("reflector"), queue_site.udp_socket("workstation-1")
+    ann.sendto(open_continue(ANN), (REFLECTOR, SERVICE_PORT))
+    queue_site.await_holders(ANN)
+    words = ("--from", f"198.18.0.1:{SERVICE_PORT}", "--sources", "16384", "--to", f"{PUBLIC}:{SERVICE_PORT}")
+    began_s = time.monotonic()
+    with (
+        stream(ann, video(ANN), (REFLECTOR, SERVICE_PORT), 20),  # so that she goes on holding it
+        flooding(queue_site.lab, "caller", *words, "--seconds", "1.5") as flood,
+    ):
+        wait_until(lambda: queue_site.counters()["never_queued"] > 0, "the flood", 30)
+    queued = queue_site.counters()["talks_queued"]
+    assert queued < (2 + time.monotonic() - began_s) * (CALLERS_TALK_RATE_PER_S + 20)
+    assert flood.sent > 2 * queued
+    received(listener, 0.1)
+    ann.sendto(video(ANN, b"still there"), (REFLECTOR, SERVICE_PORT))
+    assert listener.recvfrom(2048)[0] == video(PUBLIC, b"still there")
+    assert len(queue_site.holdings()) == 1
 
 
 @pytest.mark.parametrize("disaster", ["killed", "stopped"])
