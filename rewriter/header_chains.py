@@ -135,7 +135,11 @@ def rewriting_chains(rules: Ruleset) -> str:
 
 
 def hairpin_chains(rules: Ruleset) -> Iterator[str]:
-    """Between two hosts of the LAN: each sees the other at the public address, and itself at its own."""
+    """Between two hosts of the LAN: each sees the other at the public address, and itself at its own.
+
+    Where two of them call from the same port, the second one's is changed. What it says of its port follows;
+    the dest_port of what comes back does not: no client was seen to look at it.
+    """
     private, public = "@nh,128,32", "@nh,96,32"
     speakers = speaker_rules(rules, CALLER, public, "calling_address")
     yield chain("hairpin_speakers_out", "", speakers)
