@@ -3,18 +3,8 @@
 from collections.abc import Callable
 
 from tests.lab.conftest import SiteMaker
-from tests.lab.gateway_site import (
-    ANN,
-    BOB,
-    CALLER,
-    PUBLIC,
-    REFLECTOR,
-    SERVICE_PORT,
-    Site,
-    open_continue,
-    received,
-    video,
-)
+from tests.lab.gateway_site import ANN, BOB, CALLER, PUBLIC, REFLECTOR, Site
+from tests.lab.traffic import SERVICE_PORT, open_continue, received, video
 from tools.lab import wait_until
 
 TO_PUBLIC = (PUBLIC, SERVICE_PORT)
