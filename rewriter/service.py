@@ -4,6 +4,8 @@ Rule 1: one thread; an effect is carried out before the next is asked for. Rule 
 is either answered by the machine (an installation) or ends the worker: a gateway whose kernel says no is
 better left as it is, with its calls in it, than guessed about. Rule 3: asked to end, it says what it has to
 say and waits a little for the tracker to have heard it; what is unheard then stays in the outbox.
+
+Longer than other modules because it is one loop: each part of it acts on the same worker, in this order.
 """
 
 import logging

@@ -18,6 +18,7 @@ from tools.options import DEFAULT_CONFIG, WrongUse
 from tools.output import print_line
 
 _HOMES: Final = ("/home", "/root", "/run/user")
+_TEMPORARY: Final = ("/tmp", "/var/tmp")  # noqa: S108 - named in order to be refused
 UNITS: Final = ("porthold-tracker.service", "porthold-rewriter.service")
 NOTIFY_RELOAD_SINCE: Final = 253
 """systemd's version that knows Type=notify-reload; older ones are told how to send SIGHUP."""
@@ -84,13 +85,16 @@ def unit(name: str, executable: Path, config: Path, user: str, version: int) -> 
 
 
 def unreachable(path: Path) -> str | None:
-    """Why a unit's process, which is not root and sees no home directory, can't get there; None: it can."""
+    """Why a unit's process can't get there: not root, it sees neither homes nor /tmp; None: it can."""
     for home in _HOMES:
         if path.is_relative_to(home):
             return f"what is in {home} the units don't see (ProtectHome)"
     for directory in path.parents:
         if directory.exists() and not directory.stat().st_mode & stat.S_IXOTH:
             return f"only its owner may go into {directory}"
+    for directory in map(Path, _TEMPORARY):
+        if path.is_relative_to(directory):
+            return f"the units have a {directory} of their own (PrivateTmp)"
     return None
 
 

@@ -12,7 +12,7 @@ from tests.lab.machine import Machine
 from tests.lab.test_gateway_standby import numbers_received, sending
 from tests.lab.traffic import SERVICE_PORT, open_continue, video
 from tools.lab import wait_until
-from tools.systemd import UNITS
+from tools.systemd import UNITS, unreachable
 
 TRACKER, REWRITER = UNITS
 PORTHOLD = Path(__file__).resolve().parents[2] / ".venv/bin/porthold"
@@ -60,6 +60,7 @@ def began_anew(machine: Machine, unit: str) -> bool:
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_the_units_serve_a_call_are_watched_reread_and_end_in_order(new_site: SiteMaker) -> None:
+    assert unreachable(PORTHOLD) is None, "this checkout has to be elsewhere, like /opt/porthold"
     site = new_site()
     with Machine(site.lab, site.directory) as machine:
         machine.run(INSTALL)

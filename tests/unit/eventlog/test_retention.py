@@ -1,4 +1,7 @@
-"""Segments are closed, archived, pruned, records redacted; whatever is left goes on being proven."""
+"""Segments are closed, archived, pruned, records redacted; whatever is left goes on being proven.
+
+Longer than other modules because the three are shown on the same logs, and after one another.
+"""
 
 import shutil
 import sqlite3

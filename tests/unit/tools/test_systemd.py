@@ -36,9 +36,19 @@ def test_the_units_are_written_with_this_installation_s_program(tmp_path: Path) 
     assert "useradd --system" in done.output
 
 
-@pytest.mark.parametrize("path", ["/root/porthold/.venv/bin/porthold", "/home/ann/porthold.toml"])
-def test_what_the_units_can_t_see_is_said_before_they_are_written(tmp_path: Path, path: str) -> None:
-    assert "ProtectHome" in (systemd.unreachable(Path(path)) or "")
+@pytest.mark.parametrize(
+    ("path", "option"),
+    [
+        ("/root/porthold/.venv/bin/porthold", "ProtectHome"),
+        ("/home/ann/porthold.toml", "ProtectHome"),
+        ("/tmp/porthold.toml", "PrivateTmp"),
+        ("/var/tmp/porthold/.venv/bin/porthold", "PrivateTmp"),
+    ],
+)
+def test_what_the_units_can_t_see_is_said_before_they_are_written(
+    tmp_path: Path, path: str, option: str
+) -> None:
+    assert option in (systemd.unreachable(Path(path)) or "")
     done = CliRunner().invoke(main, ["systemd", "--directory", str(tmp_path), "--config", path])
     assert done.exit_code == 2
     assert list(tmp_path.iterdir()) == []
